@@ -107,7 +107,7 @@ def standardise(
     axes = principal(a, 1e-7)
     return (a @ axes)*scale, (b @ axes)*scale
 
-# %% ../nbs/14_probes.ipynb #4e974eaa
+# %% ../nbs/14_probes.ipynb #b2596f5b
 def regress(
     a: np.ndarray, y: np.ndarray,    # standardised training features (n r) and classes (n)
     b: np.ndarray,                   # standardised test features (m r)
@@ -116,13 +116,22 @@ def regress(
 ) -> np.ndarray:                     # predicted classes (m)
     "Logistic regression: predictions for b."
     if len(set(y.tolist())) < 2: return np.full(len(b), y[0])
-    if len(a) < a.shape[1]: axes = principal(a, 1e-12); a, b = a @ axes, b @ axes
+    model, axes = _fit(a, y, C, iterations)
+    return model.predict(b @ axes)
+
+def _fit(a, y, C, iterations=1000):
+    axes = principal(a, 1e-12) if len(a) < a.shape[1] else np.eye(a.shape[1])
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', ConvergenceWarning)
-        return LogisticRegression(C=C, max_iter=iterations, tol=1e-6).fit(a, y).predict(b)
+        return LogisticRegression(C=C, max_iter=iterations, tol=1e-6).fit(a @ axes, y), axes
 
-# %% ../nbs/14_probes.ipynb #da9585d9
-STRENGTHS = (.01, .1, 1., 10.)
+def _log_loss(a, y, b, target, C):
+    model, axes = _fit(a, y, C)
+    p = model.predict_proba(b @ axes)[np.arange(len(b)), np.searchsorted(model.classes_, target)]
+    return -np.log(p.clip(1e-12)).mean()
+
+# %% ../nbs/14_probes.ipynb #7e564743
+STRENGTHS = (.03, .1, .3, 1., 3.)
 LARGE = 10_000
 
 def validation(
@@ -135,7 +144,7 @@ def validation(
     fit, val = split(labels[some], .2, seed)
     return some[fit], some[val]
 
-# %% ../nbs/14_probes.ipynb #13bacc62
+# %% ../nbs/14_probes.ipynb #c1bbacea
 def linear(
     train_z: Tensor, train_y: Tensor,  # embeddings (n d) and classes (n)
     test_z: Tensor, test_y: Tensor,    # embeddings (m d) and classes (m)
@@ -146,8 +155,8 @@ def linear(
     train_z, train_y, test_z, test_y = checked(train_z, train_y, test_z, test_y)
     a, b = standardise(train_z, test_z)
     y, (fit, val) = train_y.numpy(), validation(train_y, seed)
-    scores = [(regress(a[fit], y[fit], a[val], C) == y[val]).mean() if len(val) else 0 for C in strengths]
-    C = strengths[int(np.argmax(scores))]
+    losses = [_log_loss(a[fit], y[fit], a[val], y[val], C) if len(val) else 0 for C in strengths]
+    C = strengths[int(np.argmin(losses))]
     iterations = 100 if len(a) > LARGE else 1000
     return float((regress(a, y, b, C, iterations) == test_y.numpy()).mean())
 

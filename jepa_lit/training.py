@@ -46,7 +46,7 @@ def param_groups(
     return [dict(params=[p for p in ps if p.ndim > 1], weight_decay=weight_decay),
             dict(params=[p for p in ps if p.ndim < 2], weight_decay=0.)]
 
-# %% ../nbs/13_training.ipynb #5a6e78f8
+# %% ../nbs/13_training.ipynb #83f14b04
 @dataclass(frozen=True)
 class Recipe:
     "Everything that decides a run. Two runs of one recipe on one kind of machine are equal."
@@ -56,6 +56,7 @@ class Recipe:
     size: int | None = None # side of the images in pixels; the data set's own by default
     seed: int = 0 # of weights, order, views and directions
     split_seed: int = 0 # of the split into training and test part
+    validate: bool = False # hold a fifth of the training part out and report on it, not on the test part: for tuning
     steps: int = 300 # optimizer steps
     batch: int = 64 # images a step
     lr: float = 2e-3 # peak learning rate of AdamW
@@ -126,12 +127,14 @@ def recipe(
     for k in given: one_of(k, types, 'recipe key')
     return Recipe(**{k: _read(k, types[k], v) for k, v in given.items()})
 
-# %% ../nbs/13_training.ipynb #d13d86a0
+# %% ../nbs/13_training.ipynb #3caeedd5
 def _read(name, kind, value):
     "A recipe's value from a string, as its type says"
     if not isinstance(value, str) or kind is str: return tuple(value) if isinstance(value, list) else value
     options = typing.get_args(kind)
     if type(None) in options and value.lower() in ('none', ''): return None
+    if kind is bool and value.lower() in ('true', 'false', '1', '0'): return value.lower() in ('true', '1')
+    if kind is bool: raise ValueError(f"recipe key {name} expects true or false, got '{value}'")
     try: return tuple(int(v) for v in value.split(',')) if typing.get_origin(kind) is tuple else (options[0] if options else kind)(value)
     except ValueError: raise ValueError(f"recipe key {name} expects {getattr(kind, '__name__', kind)}, got '{value}'") from None
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VIEWS', 'boxes', 'affine', 'displacement', 'sample', 'grey', 'shift_hue', 'blur', 'recolour', 'check_settings',
-           'as_pixels', 'MultiCrop']
+           'as_pixels', 'crops', 'MultiCrop']
 
 # %% ../nbs/11_views.ipynb #dc2f15d8
 import math, warnings
@@ -178,7 +178,31 @@ def as_pixels(
     if not (lo >= 0 and hi <= 1): raise ValueError(f'images: floats in [0, 1] expected, got values from {lo:.3g} to {hi:.3g}')
     return images.float()
 
-# %% ../nbs/11_views.ipynb #8140d69e
+# %% ../nbs/11_views.ipynb #0b5f4f8f
+def crops(
+    x: Float[Tensor, "b c h w"],     # pixels in [0, 1]
+    cfg: 'MultiCrop',                # the settings
+    v: int,                          # views an image
+    size: int,                       # their side, pixels
+    scale: tuple,                    # least and greatest area
+    generator: torch.Generator | None = None,  # on the CPU
+) -> Float[Tensor, "n c s s"]:       # n = v b, view by view
+    "Views of one size."
+    n, (h, w) = v*len(x), x.shape[2:]
+    u = torch.rand(n, 37, generator=generator).to(x.device)
+    noise = None
+    if cfg.warp: noise = torch.randn(n, 2, cfg.warp_grid, cfg.warp_grid, generator=generator).to(x.device)*cfg.warp
+    sides = boxes(u[:, 17:].unflatten(1, (10, 2)), (h, w), scale, cfg.aspect, cfg.area)
+    wide = 2*u - 1
+    centre = wide[:, 0:2]*cfg.slack*(1-sides).abs() + wide[:, 2:4]*cfg.shift
+    mirror = 1 - 2*(u[:, 6] < cfg.flip).to(x.dtype)
+    theta = affine(sides, centre, wide[:, 4]*math.radians(cfg.rotate), wide[:, 5]*cfg.shear, mirror)
+    lo, hi = (math.sqrt(s)*min(h, w)/size for s in scale)
+    shrink = max(1, int(lo))
+    if shrink > 1: x = F.adaptive_avg_pool2d(x, (h//shrink, w//shrink))
+    return recolour(sample(x, theta, size, noise, cfg.pad, max(1, round(hi/shrink))), u[:, 7:17], cfg)
+
+# %% ../nbs/11_views.ipynb #d7d160c5
 @dataclass(frozen=True)
 class MultiCrop:
     "Random views of a batch of images: a list with the global views, then the local ones if there are any."
@@ -208,8 +232,7 @@ class MultiCrop:
 
     def __post_init__(self): check_settings(self)
 
-    @property
-    def views(self): return self.global_views + self.local_views
+    views = property(lambda self: self.global_views + self.local_views, doc='Views of an image, global and local')
 
     def sizes(self, side: int) -> list:
         "Sides of the views, one a group, for images whose shorter side is `side`."
@@ -219,23 +242,7 @@ class MultiCrop:
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> list:
         x = as_pixels(images)
         kinds = zip((self.global_views, self.local_views), self.sizes(min(x.shape[2:])), (self.global_scale, self.local_scale))
-        return [rearrange(self.group(x, v, size, scale, generator), '(v b) c h w -> v b c h w', v=v) for v, size, scale in kinds]
-
-    def group(self, x, v, size, scale, generator):
-        "`v` views of one size: (v*b c size size)."
-        n, (h, w) = v*len(x), x.shape[2:]
-        u = torch.rand(n, 37, generator=generator).to(x.device)
-        noise = None
-        if self.warp: noise = torch.randn(n, 2, self.warp_grid, self.warp_grid, generator=generator).to(x.device)*self.warp
-        sides = boxes(u[:, 17:].unflatten(1, (10, 2)), (h, w), scale, self.aspect, self.area)
-        wide = 2*u - 1
-        centre = wide[:, 0:2]*self.slack*(1-sides).abs() + wide[:, 2:4]*self.shift
-        mirror = 1 - 2*(u[:, 6] < self.flip).to(x.dtype)
-        theta = affine(sides, centre, wide[:, 4]*math.radians(self.rotate), wide[:, 5]*self.shear, mirror)
-        lo, hi = (math.sqrt(s)*min(h, w)/size for s in scale)
-        if lo >= 2: x = F.adaptive_avg_pool2d(x, (h//int(lo), w//int(lo)))
-        out = sample(x, theta, size, noise, self.pad, max(1, round(hi/max(1, int(lo)))))
-        return recolour(out, u[:, 7:17], self)
+        return [rearrange(crops(x, self, v, size, scale, generator), '(v b) c h w -> v b c h w', v=v) for v, size, scale in kinds]
 
 # %% ../nbs/11_views.ipynb #3e6289b1
 VIEWS = dict(

@@ -1,0 +1,164 @@
+"The commands as a person types them: in a process of their own, right and wrong"
+import json, os, pickle, shutil, signal, subprocess, sys, time
+from pathlib import Path
+import numpy as np, pytest
+from PIL import Image
+from sklearn.datasets import load_sample_image
+
+TINY = '--steps 6 --quiet --set widths=8,16 hidden=32 batch=32 global_views=2 slices=16 precision=float32 checkpoint_every=2'.split()
+FASHION = Path('/usr/share/datasets/fashion-mnist')
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys, unchecked):
+    "Run a command in `tmp_path`, in this process; gives (exit code, stdout, stderr)"
+    from jepa_lit import cli
+    monkeypatch.chdir(tmp_path); monkeypatch.setenv('JEPA_LIT_CACHE', str(tmp_path/'cache'))
+    def go(name, *words, **env):
+        for k, v in env.items(): monkeypatch.setenv(k, v)
+        monkeypatch.setattr(sys, 'argv', [name, *map(str, words)]); capsys.readouterr()
+        try: code = cli.run_command(getattr(cli, name).__wrapped__, sys.argv[1:])
+        except SystemExit as e: code = e.code
+        return code, *capsys.readouterr()
+    return go
+
+
+@pytest.fixture
+def start(tmp_path):
+    "Start a command as a program of its own in `tmp_path`"
+    def go(name, *words):
+        program = shutil.which(name) or pytest.fail(f'{name} is not installed as a program')
+        env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONUNBUFFERED': '1'}
+        return subprocess.Popen([program, *map(str, words)], cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return go
+
+
+def picture(i, size=60):
+    y, x = divmod(i*37, 500)
+    return Image.fromarray(load_sample_image('china.jpg' if i % 2 else 'flower.jpg')[y:y+size, x:x+size])
+
+
+def test_digits_end_to_end(run, tmp_path):
+    code, out, err = run('jepa_lit_train', *TINY, '--seed', 3, '--split-seed', 1)
+    assert code == 0, err
+    folder = tmp_path/'runs/digits-lejepa-3'
+    assert {'recipe.json', 'log.jsonl', 'metrics.json', 'model.safetensors', 'checkpoint.pt', 'curves.png', 'embedding.png'} <= {p.name for p in folder.iterdir()}
+    m = json.loads((folder/'metrics.json').read_text())
+    assert m['status'] == 'done' and m['seed'] == 3 and m['split_seed'] == 1 and m['wall_seconds'] > 0 and 'jepa_lit_train' in m['command']
+    for row in ('raw', 'untrained', 'trained'):
+        assert all(0 <= m['probes'][row][c] <= 1 for c in ('knn', 'linear', 'linear_1', 'linear_5', 'linear_10')) and row in out
+    assert len((folder/'log.jsonl').read_text().splitlines()) == 6
+    for spelling in ('--split_seed', '--split-seed'):                                   # probing again gives the same table
+        code, table, err = run('jepa_lit_probe', folder, '--quiet', '--out', 'again.json', spelling, 1)
+        assert code == 0, err
+        assert json.loads((tmp_path/'again.json').read_text())['probes'] == m['probes']
+    code, _, err = run('jepa_lit_train', *TINY, '--seed', 3)                            # the folder exists now
+    assert code == 2 and '--overwrite' in err and err.count('\n') == 1
+    assert json.loads((folder/'metrics.json').read_text()) == m                         # and nothing was lost
+    code, out, err = run('jepa_lit_train', '--resume', folder, '--steps', 8, '--quiet')
+    assert code == 0 and len((folder/'log.jsonl').read_text().splitlines()) == 8, err
+
+
+def test_embed(run, tmp_path):
+    assert run('jepa_lit_train', *TINY, '--out', 'r')[0] == 0
+    code, out, err = run('jepa_lit_embed', 'r', '--out', 'e/z', '--quiet')
+    assert code == 0, err
+    z = np.load(tmp_path/'e/z.npy')
+    assert z.shape == (1797, 16) and z.dtype == np.float32
+    import pyarrow.parquet as pq
+    t = pq.read_table(tmp_path/'e/z.parquet')
+    assert t.num_rows == 1797 and t.column_names[:3] == ['name', 'part', 'label'] and np.allclose(t['z0'].to_numpy(), z[:, 0])
+    pictures = tmp_path/'pictures'; pictures.mkdir(); [picture(i).save(pictures/f'{i}.png') for i in range(5)]
+    code, out, err = run('jepa_lit_embed', 'r', '--data', 'folder', '--root', pictures, '--csv', '--quiet')
+    assert code == 0, err
+    lines = (tmp_path/'embeddings.csv').read_text().splitlines()
+    assert [l.split(',')[0] for l in lines] == ['name', '0.png', '1.png', '2.png', '3.png', '4.png'] and np.load(tmp_path/'embeddings.npy').shape == (5, 16)
+
+
+@pytest.mark.parametrize('stream', [False, True])
+@pytest.mark.parametrize('labelled', [False, True])
+def test_folder_with_bad_files(run, tmp_path, labelled, stream):
+    root = tmp_path/'pictures'
+    for i in range(48):
+        place = root/('ab'[i % 2] if labelled else ''); place.mkdir(parents=True, exist_ok=True)
+        picture(i).save(place/f'{i}.jpg')
+    somewhere = root/('a' if labelled else '')
+    (somewhere/'zero.png').write_bytes(b''); whole = (somewhere/'0.jpg').read_bytes(); (somewhere/'cut.jpg').write_bytes(whole[:len(whole)//2])
+    words = ['--data', 'folder', '--root', root, '--size', 32, '--out', 'r', '--steps', 4, '--quiet', '--set', 'widths=8,16', 'hidden=32', 'batch=8', 'local_views=1', 'slices=16', 'precision=float32']
+    code, out, err = run('jepa_lit_train', *words, *(['cache_gb=0', 'workers=1'] if stream else []))
+    assert code == 0, err
+    m = json.loads((tmp_path/'r/metrics.json').read_text())
+    assert sorted(Path(s).name for s in m['skipped']) == ['cut.jpg', 'zero.png'] and 'skipped' in out
+    assert bool(m['probes']) == labelled and m['health']['trained']['effective_rank'] >= 1
+    assert (tmp_path/'r/gallery.png').exists() != labelled
+
+
+def test_fashion_mnist(run, tmp_path):
+    if not FASHION.exists(): pytest.skip('needs the data set dataset-fashion-mnist, which is not installed')
+    small = tmp_path/'FashionMNIST/raw'; small.mkdir(parents=True)                      # the first few hundred, in the same format
+    import gzip
+    for name, n, size in (('train-images-idx3-ubyte', 400, 784), ('train-labels-idx1-ubyte', 400, 1), ('t10k-images-idx3-ubyte', 200, 784), ('t10k-labels-idx1-ubyte', 200, 1)):
+        raw = gzip.decompress((FASHION/f'{name}.gz').read_bytes()); head = 16 if size > 1 else 8
+        (small/name).write_bytes(raw[:4] + n.to_bytes(4, 'big') + raw[8:head] + raw[head:head + n*size])
+    code, out, err = run('jepa_lit_train', *TINY, '--data', 'fashion_mnist', JEPA_LIT_DATA=str(tmp_path))
+    assert code == 0 and str(small) in out, err
+    assert json.loads((tmp_path/'runs/fashion_mnist-lejepa-0/metrics.json').read_text())['probes']['trained']['linear'] > .3
+
+
+def test_program_interrupted_and_resumed(start, run, tmp_path):
+    p = start('jepa_lit_train', *[w if w != '6' else '4000' for w in TINY], '--out', 'r')
+    log = tmp_path/'r/log.jsonl'
+    for _ in range(600):
+        if p.poll() is not None or log.exists() and log.read_text().count('\n') > 3: break
+        time.sleep(.1)
+    p.send_signal(signal.SIGINT); out, err = p.communicate(timeout=60)
+    assert p.returncode == 130 and '--resume r' in out and 'Traceback' not in err, err
+    done = log.read_text().count('\n')
+    code, out, err = run('jepa_lit_train', '--resume', 'r', '--steps', done + 2, '--quiet')
+    assert code == 0 and log.read_text().count('\n') == done + 2, err
+
+
+def test_programs_answer(start):
+    "The installed programs start, print help, and answer a mistake in one line"
+    started = [start(n, '--help') for n in ('jepa_lit_train', 'jepa_lit_probe', 'jepa_lit_embed')] + [start('jepa_lit_train', '--data', 'digts')]
+    done = [(*p.communicate(timeout=120), p.returncode) for p in started]
+    for out, err, code in done[:3]: assert code == 0 and len(out.splitlines()) > 8, err
+    out, err, code = done[3]
+    assert code == 2 and len(err.splitlines()) == 1 and 'did you mean digits' in err
+
+
+@pytest.mark.parametrize('words,expected', [
+    ('--data digts', 'did you mean digits'), ('--set lamda=1', 'did you mean lamb'), ('--set lr', 'key=value'), ('--lr fast', 'float'), ('--method simclr', 'lejepa'),
+    ('--steps 0', 'at least 1'), ('--batch 5000', 'larger than the data'), ('--batch 1', 'at least 2'), ('--size 8', 'smaller than'), ('--resume nowhere', 'not a run'),
+    ('--data folder', 'root'), ('--data folder --root missing', 'missing'), ('--data folder --root empty', 'empty'), ('--data folder --root text', 'no images'),
+    ('--data folder --root one', 'one image'), ('--data folder --root broken', 'cannot be read'), ('--out file.txt', 'file.txt'), ('--out /proc/run', '/proc/run'), ('--splitseed 3', 'did you mean'),
+    ('--resume text', 'not a run'), ('--out text --overwrite', 'not a run')])
+def test_bad_input(run, tmp_path, words, expected):
+    (tmp_path/'empty').mkdir(); (tmp_path/'file.txt').write_text('x')
+    (tmp_path/'text').mkdir(); [(tmp_path/f'text/{i}.txt').write_text('x') for i in range(3)]
+    (tmp_path/'one').mkdir(); picture(0).save(tmp_path/'one/a.png')
+    (tmp_path/'broken').mkdir(); [(tmp_path/f'broken/{i}.png').write_bytes(b'') for i in range(3)]
+    code, out, err = run('jepa_lit_train', *words.split(), '--quiet')
+    assert code == 2 and expected in err and 'Traceback' not in err, err
+    assert len(err.strip().splitlines()) == 1, err
+    assert not (tmp_path/'runs').exists() and (tmp_path/'text/0.txt').exists()
+
+
+def test_read_only_output(run, tmp_path):
+    if os.geteuid() == 0: words = ['--out', '/proc/nothing/run']
+    else: (tmp_path/'locked').mkdir(mode=0o500); words = ['--out', 'locked/run']
+    code, out, err = run('jepa_lit_train', *TINY, *words)
+    assert code == 2 and len(err.strip().splitlines()) == 1 and 'Traceback' not in err
+
+
+@pytest.mark.parametrize('damage', ['truncated', 'pickle', 'checkpoint'])
+def test_damaged_run(run, tmp_path, damage):
+    assert run('jepa_lit_train', *TINY, '--out', 'r')[0] == 0
+    f = tmp_path/'r'/('checkpoint.pt' if damage == 'checkpoint' else 'model.safetensors')
+    class Hostile:
+        def __reduce__(self): return os.mkdir, (str(tmp_path/'owned'),)
+    f.write_bytes(f.read_bytes()[:3000] if damage == 'truncated' else pickle.dumps(Hostile()))
+    for words in ((('jepa_lit_train', '--resume', 'r', '--quiet'),) if damage == 'checkpoint' else (('jepa_lit_probe', 'r', '--quiet'), ('jepa_lit_embed', 'r', '--quiet'))):
+        code, out, err = run(*words)
+        assert code == 2 and len(err.strip().splitlines()) == 1 and f.name in err, err
+    assert not (tmp_path/'owned').exists()
