@@ -6,7 +6,7 @@
 __all__ = ['parser', 'command', 'run_command', 'evaluate', 'report', 'splits_of', 'train', 'finish', 'jepa_lit_train', 'pairs',
            'jepa_lit_probe', 'jepa_lit_embed', 'write_table']
 
-# %% ../nbs/18_cli.ipynb #0b2ed8a1
+# %% ../nbs/18_cli.ipynb #95aec97e
 import argparse, csv, difflib, functools, importlib.util, inspect, json, os, sys, time, typing, warnings
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .collapse import health
 from .data import load, normalisation, split
 from .probes import Table, embed_all, embedding_figure, gallery, probe, raw_pixels
-from .training import Recipe, Run, build, curves_figure, fit, load_model, record, recipe, save_model, stream
+from .training import Recipe, Run, build, curves_figure, fit, load_model, one_of, record, recipe, save_model, stream
 
 # %% ../nbs/18_cli.ipynb #bd30036e
 def parser(
@@ -114,7 +114,7 @@ def splits_of(
     a, b = split(splits.train.labels, .2, recipe.split_seed)
     return replace(splits, train=splits.train.select(a), test=splits.train.select(b), notes=(*splits.notes, 'validate: reporting on a fifth of the training part, the test part is untouched'))
 
-# %% ../nbs/18_cli.ipynb #97ef62ce
+# %% ../nbs/18_cli.ipynb #bf744ffd
 def train(
     recipe: Recipe, # what to train
     out: str | Path | None = None, # folder of the run; by default runs/<data>-<method>-<seed>
@@ -128,7 +128,7 @@ def train(
     began, out = time.time(), out or f'runs/{recipe.data}-{recipe.method}-{recipe.seed}'
     splits = splits_of(recipe)
     data = splits.train if splits.unlabelled is None else splits.unlabelled
-    for line in (repr(splits), *splits.notes): say(line)
+    say(repr(splits))
     next(stream(data, recipe.batch))
     method = build(recipe, data.size, *normalisation(data))
     run = Run.open(out) if resume else Run.create(out, recipe, overwrite)
@@ -238,17 +238,18 @@ def _open(run, data, root, split_seed):
     for line in splits.notes: print(line)
     return method, made, splits
 
-# %% ../nbs/18_cli.ipynb #f04b0d42
+# %% ../nbs/18_cli.ipynb #34eced2b
 @command
 def jepa_lit_embed(
     run: str, # folder of a finished run
     data: str | None = None, # other data to embed (default: the run's own)
     root: str | None = None, # folder with that data
-    out: str = 'embeddings', # files to write, without ending: OUT.npy and OUT.parquet (OUT.csv without pyarrow)
-    csv_: bool = False, # write OUT.csv also where pyarrow is installed
+    out: str = 'embeddings', # files to write, without ending: OUT.npy, and OUT.parquet or OUT.csv
+    format: str | None = None, # of the table: parquet or csv (default: parquet where pyarrow is installed)
     quiet: bool = False, # no progress bars
 ) -> np.ndarray: # float32 (n d)
     "Write the embeddings of images, with their file names, to .npy and to parquet or CSV."
+    format = one_of(format or ('parquet' if importlib.util.find_spec('pyarrow') else 'csv'), ('parquet', 'csv'), 'format')
     method, _, splits = _open(run, data, root, None)
     rows, zs = [], []
     for part in ('train', 'test', 'unlabelled'):
@@ -259,28 +260,27 @@ def jepa_lit_embed(
     z = torch.cat(zs).numpy()
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     np.save(f'{out}.npy', z)
-    table = write_table(out, rows, z, csv_)
+    table = write_table(f'{out}.{format}', rows, z)
     print(f"{len(z)} embeddings of width {z.shape[1]} in {out}.npy, with their names in {table}")
     return z
 
-# %% ../nbs/18_cli.ipynb #855f3be5
+# %% ../nbs/18_cli.ipynb #ade90725
 def write_table(
-    out: str | Path, # path without ending
+    path: str | Path, # ends in .parquet or .csv
     rows: list, # (name, part, label) for each embedding
     z: np.ndarray, # (n d)
-    as_csv: bool = False, # CSV also where pyarrow is installed
-) -> str: # the file that was written
-    "Names, part, label and embedding of each image, as parquet where pyarrow is installed, else as CSV."
-    columns = [f'z{i}' for i in range(z.shape[1])]
-    if not as_csv and importlib.util.find_spec('pyarrow'):
-        import pyarrow as pa, pyarrow.parquet as pq
-        names = dict(zip(('name', 'part', 'label'), map(list, zip(*rows))))
-        pq.write_table(pa.table({**names, **{c: z[:, i] for i, c in enumerate(columns)}}), f'{out}.parquet')
-        return f'{out}.parquet'
-    with open(f'{out}.csv', 'w', newline='') as f:
-        w = csv.writer(f); w.writerow(['name', 'part', 'label', *columns])
+) -> str | Path: # path
+    "Name, part, label and embedding of each image, as parquet (needs pyarrow) or CSV."
+    names, columns = ('name', 'part', 'label'), [f'z{i}' for i in range(z.shape[1])]
+    if str(path).endswith('.parquet'):
+        try: import pyarrow as pa, pyarrow.parquet as pq
+        except ImportError: raise ValueError(f"{path}: parquet needs pyarrow, which is not installed: use --format csv") from None
+        pq.write_table(pa.table({**dict(zip(names, map(list, zip(*rows)))), **{c: z[:, i] for i, c in enumerate(columns)}}), path)
+        return path
+    with open(path, 'w', newline='') as f:
+        w = csv.writer(f); w.writerow([*names, *columns])
         w.writerows([*r, *map(float, v)] for r, v in zip(rows, z))
-    return f'{out}.csv'
+    return path
 
 # %% ../nbs/18_cli.ipynb #db4c3b70
 def _name(images, i, data, part): return images.names[i] if images.names else f'{data}/{part}/{i}'

@@ -107,7 +107,7 @@ def standardise(
     axes = principal(a, 1e-7)
     return (a @ axes)*scale, (b @ axes)*scale
 
-# %% ../nbs/14_probes.ipynb #b2596f5b
+# %% ../nbs/14_probes.ipynb #9ed9fd5c
 def regress(
     a: np.ndarray, y: np.ndarray,    # standardised training features (n r) and classes (n)
     b: np.ndarray,                   # standardised test features (m r)
@@ -116,18 +116,18 @@ def regress(
 ) -> np.ndarray:                     # predicted classes (m)
     "Logistic regression: predictions for b."
     if len(set(y.tolist())) < 2: return np.full(len(b), y[0])
-    model, axes = _fit(a, y, C, iterations)
-    return model.predict(b @ axes)
+    model, b = _fit(a, y, b, C, iterations)
+    return model.predict(b)
 
-def _fit(a, y, C, iterations=1000):
-    axes = principal(a, 1e-12) if len(a) < a.shape[1] else np.eye(a.shape[1])
+def _fit(a, y, b, C, iterations):
+    if len(a) < a.shape[1]: axes = principal(a, 1e-12); a, b = a @ axes, b @ axes
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', ConvergenceWarning)
-        return LogisticRegression(C=C, max_iter=iterations, tol=1e-6).fit(a @ axes, y), axes
+        return LogisticRegression(C=C, max_iter=iterations, tol=1e-6).fit(a, y), b
 
-def _log_loss(a, y, b, target, C):
-    model, axes = _fit(a, y, C)
-    p = model.predict_proba(b @ axes)[np.arange(len(b)), np.searchsorted(model.classes_, target)]
+def _log_loss(a, y, b, target, C, iterations):
+    model, b = _fit(a, y, b, C, iterations)
+    p = model.predict_proba(b)[np.arange(len(b)), np.searchsorted(model.classes_, target)]
     return -np.log(p.clip(1e-12)).mean()
 
 # %% ../nbs/14_probes.ipynb #7e564743
@@ -144,7 +144,7 @@ def validation(
     fit, val = split(labels[some], .2, seed)
     return some[fit], some[val]
 
-# %% ../nbs/14_probes.ipynb #c1bbacea
+# %% ../nbs/14_probes.ipynb #8eee4865
 def linear(
     train_z: Tensor, train_y: Tensor,  # embeddings (n d) and classes (n)
     test_z: Tensor, test_y: Tensor,    # embeddings (m d) and classes (m)
@@ -155,9 +155,10 @@ def linear(
     train_z, train_y, test_z, test_y = checked(train_z, train_y, test_z, test_y)
     a, b = standardise(train_z, test_z)
     y, (fit, val) = train_y.numpy(), validation(train_y, seed)
-    losses = [_log_loss(a[fit], y[fit], a[val], y[val], C) if len(val) else 0 for C in strengths]
+    iterations = 1000
+    if len(a) > LARGE: a, b, iterations = a.astype('float32'), b.astype('float32'), 100
+    losses = [_log_loss(a[fit], y[fit], a[val], y[val], C, iterations) if len(val) else 0 for C in strengths]
     C = strengths[int(np.argmin(losses))]
-    iterations = 100 if len(a) > LARGE else 1000
     return float((regress(a, y, b, C, iterations) == test_y.numpy()).mean())
 
 # %% ../nbs/14_probes.ipynb #98b90410

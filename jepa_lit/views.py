@@ -140,7 +140,7 @@ def recolour(
     if cfg.solarize: x = torch.where(_per_sample(u[:, 9] < cfg.solarize) & (x >= .5), 1-x, x)
     return x.clamp(0, 1)
 
-# %% ../nbs/11_views.ipynb #c5eda064
+# %% ../nbs/11_views.ipynb #0354a548
 def check_settings(
     cfg: 'MultiCrop',                # its numbers become floats, its pairs tuples
 ) -> None:
@@ -152,10 +152,14 @@ def check_settings(
             if kind is tuple: value = tuple(float(i) for i in value)
         except (TypeError, ValueError): raise TypeError(f'{f.name}: {"a number" if kind is float else "a sequence of numbers"} expected, got {value!r}') from None
         if kind is tuple and len(value) != len(f.default): raise ValueError(f'{f.name}: {len(f.default)} numbers expected, got {value}')
+        if kind is int and type(value) is not int: raise TypeError(f'{f.name}: a whole number expected, got {value!r}')
+        if kind is float and not 0 <= value < math.inf: raise ValueError(f'{f.name}: a finite number >= 0 expected, got {value}')
         object.__setattr__(cfg, f.name, value)
     for name in ('global_scale', 'local_scale', 'aspect', 'sigma'):
         lo, hi = getattr(cfg, name)
         if not 0 < lo <= hi: raise ValueError(f'{name}: 0 < least <= greatest expected, got {(lo, hi)}')
+    for name, least in dict(warp_grid=2, global_size=1, local_size=1).items():
+        if (value := getattr(cfg, name)) is not None and not (isinstance(value, int) and value >= least): raise ValueError(f'{name}: a whole number >= {least} expected, got {value!r}')
     for name in ('flip', 'jitter_p', 'grey', 'blur', 'solarize'):
         if not 0 <= getattr(cfg, name) <= 1: raise ValueError(f'{name}: a probability in [0, 1] expected, got {getattr(cfg, name)}')
     for name, known in dict(area=('uniform', 'log'), pad=('border', 'zeros', 'reflection')).items():

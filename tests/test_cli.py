@@ -1,9 +1,10 @@
 "The commands as a person types them: in a process of their own, right and wrong"
-import json, os, pickle, shutil, signal, subprocess, sys, time
+import functools, json, os, pickle, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import numpy as np, pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
+from jepa_lit.probes import embedding_figure
 
 TINY = '--steps 6 --quiet --set widths=8,16 hidden=32 batch=32 global_views=2 slices=16 precision=float32 checkpoint_every=2'.split()
 FASHION = Path('/usr/share/datasets/fashion-mnist')
@@ -13,6 +14,8 @@ FASHION = Path('/usr/share/datasets/fashion-mnist')
 def run(tmp_path, monkeypatch, capsys, unchecked):
     "Run a command in `tmp_path`, in this process; gives (exit code, stdout, stderr)"
     from jepa_lit import cli
+    monkeypatch.setattr(cli, 'probe', functools.partial(cli.probe, draws=2))                           # the draws are for the table's figures, not for these tests
+    monkeypatch.setattr(cli, 'embedding_figure', lambda *a, how: embedding_figure(*a, how='pca'))
     monkeypatch.chdir(tmp_path); monkeypatch.setenv('JEPA_LIT_CACHE', str(tmp_path/'cache'))
     def go(name, *words, **env):
         for k, v in env.items(): monkeypatch.setenv(k, v)
@@ -69,7 +72,7 @@ def test_embed(run, tmp_path):
     t = pq.read_table(tmp_path/'e/z.parquet')
     assert t.num_rows == 1797 and t.column_names[:3] == ['name', 'part', 'label'] and np.allclose(t['z0'].to_numpy(), z[:, 0])
     pictures = tmp_path/'pictures'; pictures.mkdir(); [picture(i).save(pictures/f'{i}.png') for i in range(5)]
-    code, out, err = run('jepa_lit_embed', 'r', '--data', 'folder', '--root', pictures, '--csv', '--quiet')
+    code, out, err = run('jepa_lit_embed', 'r', '--data', 'folder', '--root', pictures, '--format', 'csv', '--quiet')
     assert code == 0, err
     lines = (tmp_path/'embeddings.csv').read_text().splitlines()
     assert [l.split(',')[0] for l in lines] == ['name', '0.png', '1.png', '2.png', '3.png', '4.png'] and np.load(tmp_path/'embeddings.npy').shape == (5, 16)
