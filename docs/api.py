@@ -36,10 +36,11 @@ def table(f):
     docs = {k: d for k, d in docs.items() if k not in ('self', 'cls')}
     if not any(d.docment for d in docs.values()): return ''
     def cell(s): return re.sub(r'\s+', ' ', str(s)).replace('|', r'\|').strip()
+    def plain(s): return ''.join(t if i % 2 else re.sub(r'([*$<])', r'\\\1', t) for i, t in enumerate(re.split(r'(`[^`]*`)', cell(s or ''))))
     def code(v, show): return '' if v is empty or v is dataclasses.MISSING or v in (None, type(None)) and show is show_type else f'`{cell(show(v))}`'
-    rows = [f'| **{k}** | {code(d.anno, show_type)} | {code(d.default, show_default)} | {cell(d.docment or "")} |' for k, d in docs.items() if k != 'return']
+    rows = [f'| **{k}** | {code(d.anno, show_type)} | {code(d.default, show_default)} | {plain(d.docment)} |' for k, d in docs.items() if k != 'return']
     r = docs.get('return')
-    if r and r.docment: rows.append(f'| *returns* | {code(r.anno, show_type)} | | {cell(r.docment)} |')
+    if r and r.docment: rows.append(f'| *returns* | {code(r.anno, show_type)} | | {plain(r.docment)} |')
     return '\n'.join(['| | type | default | |', '|:--|:--|:--|:--|', *rows])
 
 def underlying(v):

@@ -144,7 +144,7 @@ def read_image(path:str|Path, # an image file
         raise ValueError(f'{path}: not a readable image ({type(e).__name__}: {" ".join(str(e).split())})') from None
     return torch.from_numpy(np.array(im)).permute(2, 0, 1).contiguous()
 
-# %% ../nbs/00_data.ipynb #0ea565b0
+# %% ../nbs/00_data.ipynb #b040fb20
 @dataclass(frozen=True, repr=False, eq=False)
 class Files:
     "Images on disk, decoded when asked for"
@@ -159,8 +159,14 @@ class Files:
     def __post_init__(self): _sane(len(self.paths), self.labels, self.names)
     def __len__(self): return len(self.paths)
     def __repr__(self): return f'Files({_say(self)}, on disk)'
-    def name(self, i:int) -> str: return self.names[i] if self.names else str(self.paths[i])
-    def read(self, i:int) -> UInt8[Tensor, "c h w"]: return read_image(self.paths[i], self.size)
+
+    def name(self, i:int) -> str:
+        "How to call an image: its name, or its path"
+        return self.names[i] if self.names else str(self.paths[i])
+
+    def read(self, i:int) -> UInt8[Tensor, "c h w"]:
+        "One image, decoded now"
+        return read_image(self.paths[i], self.size)
 
     def select(self, index:Tensor|np.ndarray|Sequence) -> 'Files':
         "Some of the files, in that order; what is skipped in them is recorded here too"

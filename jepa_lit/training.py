@@ -46,7 +46,7 @@ def param_groups(
     return [dict(params=[p for p in ps if p.ndim > 1], weight_decay=weight_decay),
             dict(params=[p for p in ps if p.ndim < 2], weight_decay=0.)]
 
-# %% ../nbs/13_training.ipynb #83f14b04
+# %% ../nbs/13_training.ipynb #221ae673
 @dataclass(frozen=True)
 class Recipe:
     "Everything that decides a run. Two runs of one recipe on one kind of machine are equal."
@@ -79,6 +79,7 @@ class Recipe:
     precision: str = 'auto' # 'float32', 'bfloat16', or 'auto': bfloat16 where the hardware has it
     checkpoint_every: int = 100 # steps between checkpoints
     workers: int = 0 # processes that read images, for folders too large for memory
+    threads: int | None = None # threads on the CPU; torch's own choice by default, fewer where other programs share the cores
     cache_gb: float = 2.0 # folders up to this size are decoded once and kept in memory
 
     def __post_init__(self):

@@ -21,4 +21,21 @@ def test_epps_pulley_value_and_gradient(file, which):
     assert (grad - t['grad']).norm() < 1e-5*t['grad'].norm()
 
 
+def test_gradient_is_the_slope():
+    "Finite differences in float64, for a matrix and for one column"
+    x = torch.randn(7, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    for knots, t_max in ((17, 3.), (9, 5.)):
+        assert torch.autograd.gradcheck(lambda x: epps_pulley(x, knots, t_max), x)
+        assert torch.autograd.gradcheck(lambda x: epps_pulley(x, knots, t_max), x[:, 0].detach().requires_grad_())
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_half_precision_is_computed_in_float32(dtype):
+    "Only the rounding of the input differs; the gradient comes back in the input's type"
+    x = torch.randn(64, 4, generator=torch.Generator().manual_seed(1)).to(dtype).requires_grad_()
+    value = epps_pulley(x)
+    assert value.dtype == torch.float32 and torch.equal(value, epps_pulley(x.float()))
+    assert torch.autograd.grad(value.sum(), x)[0].dtype == dtype
+
+
 def test_there_is_something_to_compare(): assert len(files) == 2

@@ -40,10 +40,10 @@ def test_raw_digits_lie_in_their_bands():
         rows = []
         for seed in range(3):
             a, b = map(torch.tensor, train_test_split(np.arange(len(y)), test_size=.2, random_state=seed, stratify=y))
-            rows.append(probe(z[a], y[a], z[b], y[b]))
+            rows.append(probe(z[a], y[a], z[b], y[b], labels=(1, 10)))
         found[s] = {k: np.mean([r[k] for r in rows]) for k in rows[0]}
     for r in found.values(): assert .955 < r['linear'] < .985 and .87 < r['linear_10'] < .92 and .58 < r['linear_1'] < .70, found
-    for k in ('knn', 'linear', 'linear_1', 'linear_5', 'linear_10'): assert found[32][k] > found[8][k] - .01, found
+    for k in ('knn', 'linear', 'linear_1', 'linear_10'): assert found[32][k] > found[8][k] - .01, found
 
 def test_sets_too_large_for_the_whole_choose_on_a_part(monkeypatch):
     z, y, zt, yt = clouds(6000, 500, spread=1.5)
