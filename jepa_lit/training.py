@@ -378,7 +378,7 @@ def load_run(
     if not path.exists(): raise FileNotFoundError(f"{run} has no model yet: finish it with --resume {run}")
     return load_model(path)[0]
 
-# %% ../nbs/13_training.ipynb #ce61caca
+# %% ../nbs/13_training.ipynb #51136396
 def record(
     recipe: Recipe, # of the run
     began: float, # time.time() at its start
@@ -389,7 +389,7 @@ def record(
         try: return subprocess.run(['git', '-C', str(here), *words], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
         except (OSError, subprocess.SubprocessError): return None
     commit = git('rev-parse', 'HEAD')
-    if commit and git('status', '--porcelain', '--untracked-files=no'): commit += ' with changes'
+    if commit and git('status', '--porcelain', '--', str(here)): commit += ' with changes'
     return dict(command=' '.join([Path(sys.argv[0]).name, *sys.argv[1:]]), commit=commit, seed=recipe.seed, split_seed=recipe.split_seed,
                 versions=dict(jepa_lit=jepa_lit.__version__, torch=torch.__version__, torchvision=torchvision.__version__, python=platform.python_version()),
                 machine=dict(system=platform.platform(), processor=_processor(), cores=os.cpu_count(), threads=torch.get_num_threads()),
