@@ -6,7 +6,7 @@
 __all__ = ['parser', 'command', 'run_command', 'small_pixels', 'evaluate', 'report', 'splits_of', 'train', 'finish',
            'jepa_lit_train', 'pairs', 'jepa_lit_probe', 'jepa_lit_embed', 'write_table']
 
-# %% ../nbs/18_cli.ipynb #c5c504d9
+# %% ../nbs/18_cli.ipynb #49296570
 import argparse, csv, difflib, functools, importlib.util, inspect, json, os, sys, time, typing, warnings
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from fastcore.docments import docments
 from torch import Tensor, nn
-from .collapse import health
+from .collapse import health, verdict
 from .data import load, normalisation, split
 from .probes import Table, embed_all, embedding_figure, gallery, probe, raw_pixels
-from .training import Recipe, Run, build, curves_figure, fit, load_model, one_of, record, recipe, save_model, stream
+from .training import Recipe, Run, build, curves_figure, device, fit, load_model, one_of, precision, record, recipe, save_model, stream
 
-# %% ../nbs/18_cli.ipynb #bd30036e
+# %% ../nbs/18_cli.ipynb #c7463431
 def parser(
     func, # a function with typed, commented parameters
 ) -> argparse.ArgumentParser: # required parameters are positional, the others are flags
@@ -32,8 +32,8 @@ def parser(
         kind = next((t for t in typing.get_args(kind) if t is not type(None)), kind) if typing.get_origin(kind) is not list else list
         text = (v.docment or '').replace('%', '%%') + ('' if required or v.default in (None, False, ()) else f' (default: {v.default})')
         names = [k] if required else list(dict.fromkeys((f'--{k}', '--' + k.replace('_', '-'))))
-        how = dict(action='store_true') if kind is bool else dict(nargs='*', metavar='KEY=VALUE') if kind is list else dict(type=kind, metavar=None if required else kind.__name__.upper())
-        p.add_argument(*names, help=text, **how, **({} if required else dict(default=v.default, dest=k)))
+        how = dict(action='store_true') if kind is bool else dict(nargs='*', action='extend', metavar='KEY=VALUE') if kind is list else dict(type=kind, metavar=None if required else kind.__name__.upper())
+        p.add_argument(*names, help=text, **how, **({} if required else dict(default=list(v.default) if kind is list else v.default, dest=k)))
     return p
 
 # %% ../nbs/18_cli.ipynb #552e3bd3
@@ -45,31 +45,33 @@ class _Parser(argparse.ArgumentParser):
         near = [m for u in unknown for m in difflib.get_close_matches(u.split('=')[0], flags, n=1)]
         self.exit(2, f"{self.prog}: error: {message}{f': did you mean {near[0]}?' if near else ''} (see {self.prog} --help)\n")
 
-# %% ../nbs/18_cli.ipynb #ce08f84e
+# %% ../nbs/18_cli.ipynb #1bc4cb55
 def command(
-    func, # becomes a program when a script calls it without arguments
+    func, # becomes a program where the script of its name calls it
 ):
     "A command-line program from a function; from Python it stays the function."
     @functools.wraps(func)
     def run(*args, **kwargs):
         caller = inspect.currentframe().f_back.f_globals
-        if args or kwargs or caller.get('__name__') != '__main__' or '__file__' not in caller: return func(*args, **kwargs)
+        if args or kwargs or caller.get('__name__') != '__main__' or Path(sys.argv[0]).stem != func.__name__: return func(*args, **kwargs)
         return run_command(func, sys.argv[1:])
     return run
 
-# %% ../nbs/18_cli.ipynb #7dc6d54b
+# %% ../nbs/18_cli.ipynb #625fe6b6
 def run_command(
     func, # the function of a command
     argv: list[str], # the words after its name
-) -> int: # exit code: 0, 2 for bad input, 130 when interrupted
-    "Parse the words, call the function, and turn errors of input into one line."
-    warnings.showwarning = lambda message, *a, **k: print(f"warning: {message}", file=sys.stderr)
+) -> int: # exit code: 0; 2 for bad input; 1 for what nobody foresaw; 130 when interrupted
+    "Parse the words, call the function, and turn errors into one line."
     options = vars(parser(func).parse_args(argv))
-    try: func(**options); return 0
-    except KeyboardInterrupt: text, code = 'interrupted', 130
-    except (ValueError, TypeError, OSError, FloatingPointError) as e:
-        if os.environ.get('JEPA_LIT_DEBUG'): raise
-        text, code = ' '.join(str(e).split()) or type(e).__name__, 2
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *a, **k: print(f"warning: {message}", file=sys.stderr)
+        try: func(**options); return 0
+        except KeyboardInterrupt: text, code = 'interrupted', 130
+        except Exception as e:
+            if os.environ.get('JEPA_LIT_DEBUG'): raise
+            text, code = ' '.join(str(e).split()) or type(e).__name__, 2
+            if not isinstance(e, (ValueError, TypeError, OSError, FloatingPointError)): text, code = f"unexpected {type(e).__name__}: {text} (JEPA_LIT_DEBUG=1 shows where)", 1
     print(f"{func.__name__}: error: {text}", file=sys.stderr)
     return code
 
@@ -101,29 +103,32 @@ def evaluate(
         probes[name] = probe(train_z, splits.train.labels[known], z, part.labels[kept], seed=recipe.split_seed)
     return probes, state, z, part.select(kept)
 
-# %% ../nbs/18_cli.ipynb #92aaa1f9
+# %% ../nbs/18_cli.ipynb #a355e77e
 def report(
     probes: dict, # by row; empty without labels
     state: dict, # health by row
 ) -> str: # for the terminal
     "The table of a run."
-    if probes: return str(Table(probes))
+    said = verdict(state['trained'])
+    if probes: return f"{Table(probes)}\n\ntest embeddings, {said}"
     lines = [f"{'':12}{'effective rank':>16}{'spread':>10}{'mean cosine':>13}"]
     lines += [f"{n:12}{s['effective_rank']:>9.1f} of {s['width']:<4}{s['spread']:>9.3f}{s['mean_cosine']:>13.3f}" for n, s in state.items()]
-    return '\n'.join(lines + ['no labels: the health of the embeddings instead of probes'])
+    return '\n'.join(lines + [f'no labels: the health of the embeddings instead of probes; {said}'])
 
-# %% ../nbs/18_cli.ipynb #3c76595c
+# %% ../nbs/18_cli.ipynb #c242f2c1
 def splits_of(
     recipe: Recipe, # names the data, its folder, size and split
 ): # `data.Splits`
     "The data of a recipe; with `validate`, a fifth of the training part stands in for the test part."
     splits = load(recipe.data, recipe.root, recipe.size, recipe.split_seed, recipe.cache_gb, recipe.workers)
+    if splits.test is not None and len(splits.test) < 2:
+        return replace(splits, test=None, notes=(*splits.notes, f'a test part of {len(splits.test)} is too small to probe on: going on without labels'))
     if not recipe.validate: return splits
     if splits.test is None: raise ValueError(f"validate needs labels and a test part, and {recipe.data} has none here")
     a, b = split(splits.train.labels, .2, recipe.split_seed)
     return replace(splits, train=splits.train.select(a), test=splits.train.select(b), notes=(*splits.notes, 'validate: reporting on a fifth of the training part, the test part is untouched'))
 
-# %% ../nbs/18_cli.ipynb #daff5b8e
+# %% ../nbs/18_cli.ipynb #bd00a285
 def train(
     recipe: Recipe, # what to train
     out: str | Path | None = None, # folder of the run; by default runs/<data>-<method>-<seed>
@@ -136,20 +141,25 @@ def train(
     "Train by a recipe, evaluate, and leave everything in the run's folder."
     began, out = time.time(), out or f'runs/{recipe.data}-{recipe.method}-{recipe.seed}'
     if recipe.threads: torch.set_num_threads(recipe.threads)
+    device(), precision(recipe.precision)
+    if resume: Run.open(out).check(recipe)
+    else: Run(out).vacant(overwrite)
     splits = splits_of(recipe)
     data = splits.train if splits.unlabelled is None else splits.unlabelled
     say(repr(splits))
     next(stream(data, recipe.batch))
     method = build(recipe, data.size, *normalisation(data))
     run = Run.open(out) if resume else Run.create(out, recipe, overwrite)
+    try: result = fit(method, data, recipe, run, minutes, progress)
+    except FloatingPointError as e: run.write('metrics.json', dict(status=f'failed: {e}', **record(recipe, began))); raise
     run.write('recipe.json', asdict(recipe))
-    run.write('metrics.json', dict(status='running', **record(recipe, began)))
-    result = fit(method, data, recipe, run, minutes, progress)
+    if not (run.path/'metrics.json').exists() or result['status'] != 'done': run.write('metrics.json', dict(**result, **record(recipe, began)))
     say(f"{result['status']} at step {result['step']} of {recipe.steps}: {result['seconds']:.0f} s, {result['images_per_second']:.0f} images/s ({result['precision']} on {result['device']})")
-    if result['status'] == 'interrupted': say(f"go on with: jepa_lit_train --resume {run.path}"); raise KeyboardInterrupt
+    if result['status'] != 'done': say(f"go on with: jepa_lit_train --resume {run.path}")
+    if result['status'] == 'interrupted': raise KeyboardInterrupt
     return finish(run, method, recipe, splits, result, began, progress, say)
 
-# %% ../nbs/18_cli.ipynb #ca4e6e8d
+# %% ../nbs/18_cli.ipynb #c724b0d5
 def finish(
     run: Run, # whose folder to fill
     method: nn.Module, # trained
@@ -165,7 +175,7 @@ def finish(
     probes, state, z, images = evaluate(method, recipe, splits, progress)
     lines = run.lines()
     curves_figure(lines, method.healthy).savefig(run.path/'curves.png')
-    embedding_figure(z, images.labels, images.classes, how='tsne').savefig(run.path/'embedding.png')
+    embedding_figure(z, images.labels, images.classes, how='tsne' if len(z) > 9 else 'pca').savefig(run.path/'embedding.png')
     if not probes: gallery(images, z).savefig(run.path/'gallery.png')
     last = lines[-20:]
     final = {k: sum(l[k] for l in last)/len(last) for k in ('loss', 'prediction', 'sigreg') if last and k in last[0]}
@@ -177,7 +187,7 @@ def finish(
     say(f"saved in {run.path} after {time.time() - began:.0f} s: model.safetensors, metrics.json, log.jsonl, {', '.join(sorted(p.name for p in run.path.glob('*.png')))}")
     return run
 
-# %% ../nbs/18_cli.ipynb #331da09c
+# %% ../nbs/18_cli.ipynb #8b0d2fc3
 @command
 def jepa_lit_train(
     data: str | None = None, # data set: digits (the default), fashion_mnist, mnist, cifar10, stl10, imagenette or folder
@@ -205,20 +215,24 @@ def jepa_lit_train(
     Without arguments: LeJEPA on the 1,797 digits of scikit-learn, about a minute on two cores."""
     given = dict(root=root, method=method, seed=seed, split_seed=split_seed, size=size, batch=batch, lr=lr, lamb=lamb, workers=workers, threads=threads, validate=validate or None)
     given = {k: v for k, v in given.items() if v is not None} | pairs(set)
+    if given.get('root'): given['root'] = str(Path(given['root']).expanduser().resolve())
     if resume:
-        if given or data or out or overwrite: raise ValueError(f"--resume takes its recipe from {resume}: only --steps, --minutes and --quiet go with it")
-        made = Run.open(resume).recipe
+        here = {k: given.pop(k) for k in ('root', 'workers', 'threads') if k in given}            # these belong to the machine, not to the run
+        if given or data or out or overwrite: raise ValueError(f"--resume takes its recipe from {resume}: only --steps, --minutes, --root, --workers, --threads and --quiet go with it")
+        made = replace(Run.open(resume).recipe, **here)
     else: made = recipe(data or 'digits', **given)
     train(made if steps is None else replace(made, steps=steps), resume or out, overwrite, bool(resume), minutes, not quiet)
 
-# %% ../nbs/18_cli.ipynb #5f100ba6
+# %% ../nbs/18_cli.ipynb #38b94248
 def pairs(
     words, # such as ['lr=1e-3', 'widths=32,64']
 ) -> dict: # {'lr': '1e-3', 'widths': '32,64'}
     "Read `key=value` words."
     wrong = [w for w in words if '=' not in w]
     if wrong: raise ValueError(f"--set expects key=value, got '{wrong[0]}'")
-    return dict(w.split('=', 1) for w in words)
+    out = dict(w.split('=', 1) for w in words)
+    if 'data' in out or 'name' in out: raise ValueError(f"--set does not choose the data, whose recipe it changes: use --data {out.get('data') or out['name']}")
+    return out
 
 # %% ../nbs/18_cli.ipynb #aa7184d8
 @command
@@ -237,19 +251,19 @@ def jepa_lit_probe(
     if out: Path(out).write_text(json.dumps(dict(run=str(run), data=splits.name, probes=probes, health=state), indent=2) + '\n')
     return dict(probes=probes, health=state)
 
-# %% ../nbs/18_cli.ipynb #6da4fd3e
-def _open(run, data, root, split_seed):
+# %% ../nbs/18_cli.ipynb #3bbd0379
+def _open(run, data, root, split_seed, whole=False):
     "The method and recipe of a run, and the data to use them on"
     Run.open(run); path = Path(run)/'model.safetensors'
     if not path.exists(): raise FileNotFoundError(f"{run} has no model yet: finish it with jepa_lit_train --resume {run}")
     method, made = load_model(path)
     name, seed = data or made.data, made.split_seed if split_seed is None else split_seed
-    if name == made.data: splits = splits_of(replace(made, split_seed=seed, root=root or made.root))
+    if name == made.data: splits = splits_of(replace(made, split_seed=seed, root=root or made.root, validate=made.validate and not whole))
     else: splits = load(name, root, method.preprocess.size, seed, made.cache_gb, made.workers)
     for line in splits.notes: print(line)
-    return method, made, splits
+    return method.to(device()), made, splits
 
-# %% ../nbs/18_cli.ipynb #34eced2b
+# %% ../nbs/18_cli.ipynb #50bf7147
 @command
 def jepa_lit_embed(
     run: str, # folder of a finished run
@@ -261,21 +275,22 @@ def jepa_lit_embed(
 ) -> np.ndarray: # float32 (n d)
     "Write the embeddings of images, with their file names, to .npy and to parquet or CSV."
     format = one_of(format or ('parquet' if importlib.util.find_spec('pyarrow') else 'csv'), ('parquet', 'csv'), 'format')
-    method, _, splits = _open(run, data, root, None)
+    if format == 'parquet' and not importlib.util.find_spec('pyarrow'): raise ValueError("parquet needs pyarrow, which is not installed: use --format csv")
+    method, made, splits = _open(run, data, root, None, whole=True)
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
     rows, zs = [], []
     for part in ('train', 'test', 'unlabelled'):
         images = getattr(splits, part)
         if images is None: continue
-        z, kept = embed_all(method.embed, images, progress=not quiet)
+        z, kept = embed_all(method.embed, images, workers=made.workers, progress=not quiet)
         zs.append(z); rows += [(_name(images, i, splits.name, part), part, _label(images, i)) for i in kept.tolist()]
     z = torch.cat(zs).numpy()
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
     np.save(f'{out}.npy', z)
     table = write_table(f'{out}.{format}', rows, z)
     print(f"{len(z)} embeddings of width {z.shape[1]} in {out}.npy, with their names in {table}")
     return z
 
-# %% ../nbs/18_cli.ipynb #ade90725
+# %% ../nbs/18_cli.ipynb #b2819df8
 def write_table(
     path: str | Path, # ends in .parquet or .csv
     rows: list, # (name, part, label) for each embedding
@@ -284,8 +299,7 @@ def write_table(
     "Name, part, label and embedding of each image, as parquet (needs pyarrow) or CSV."
     names, columns = ('name', 'part', 'label'), [f'z{i}' for i in range(z.shape[1])]
     if str(path).endswith('.parquet'):
-        try: import pyarrow as pa, pyarrow.parquet as pq
-        except ImportError: raise ValueError(f"{path}: parquet needs pyarrow, which is not installed: use --format csv") from None
+        import pyarrow as pa, pyarrow.parquet as pq
         pq.write_table(pa.table({**dict(zip(names, map(list, zip(*rows)))), **{c: z[:, i] for i, c in enumerate(columns)}}), path)
         return path
     with open(path, 'w', newline='') as f:

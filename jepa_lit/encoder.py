@@ -94,12 +94,14 @@ class Preprocess(nn.Module):
 
     def extra_repr(self): return f"size={self.size}, channels={self.channels}"
 
-# %% ../nbs/02_encoder.ipynb #0a14e031
+# %% ../nbs/02_encoder.ipynb #38566a38
 def unit(
     images: Tensor, # uint8, or floating point in [0, 1]
 ) -> Tensor: # float32 in [0, 1]
     "Images as float32 in [0, 1]; other integers and non-finite values are refused."
     if images.dtype == torch.uint8: return images.float()/255
     if not images.is_floating_point(): raise TypeError(f"expected images as uint8 or as floats in [0, 1], got {images.dtype}")
-    if images.device.type == 'cpu' and not images.isfinite().all(): raise ValueError("expected finite images, got NaN or infinity")
+    if images.device.type == 'cpu' and images.numel():
+        lo, hi = (v.item() for v in images.aminmax())
+        if not -.01 <= lo <= hi <= 1.01: raise ValueError(f"expected floats in [0, 1] without NaN, got values from {lo:.3g} to {hi:.3g}")
     return images.float()

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['prediction', 'projector', 'infer_width', 'pooled', 'LeJEPA']
 
-# %% ../nbs/12_lejepa.ipynb #54eca5c0
+# %% ../nbs/12_lejepa.ipynb #a82bd72c
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from .encoder import Preprocess
+from .encoder import Preprocess, unit
 from .normality import healthy
 from .sigreg import SIGReg
 from .views import MultiCrop
@@ -35,7 +35,7 @@ def projector(
     blocks = [nn.Sequential(nn.Linear(a, b, bias=False), nn.BatchNorm1d(b), nn.ReLU()) for a, b in zip(widths, widths[1:])]
     return nn.Sequential(*blocks, nn.Linear(widths[-1], out))
 
-# %% ../nbs/12_lejepa.ipynb #e27dd6e5
+# %% ../nbs/12_lejepa.ipynb #82ef3740
 def infer_width(
     backbone: nn.Module, # maps (b c h w), or (b k) vectors, to (b d)
     size: int | None = None, # side of the image to try; 32, 64 and 224 by default
@@ -44,14 +44,15 @@ def infer_width(
     first = next((m for m in backbone.modules() if isinstance(m, (nn.Conv2d, nn.Linear))), None)
     if first is None: raise ValueError(f"cannot infer the width of {type(backbone).__name__}: it has no convolution and no linear layer; pass projector=")
     shapes = [(2, first.in_features)] if isinstance(first, nn.Linear) else [(2, first.in_channels, s, s) for s in ([size] if size else (32, 64, 224))]
-    was, where, why = backbone.training, next(backbone.parameters()), ''
+    was, where, why = [m.training for m in backbone.modules()], next(backbone.parameters()), ''
     backbone.eval()
     try:
         for shape in shapes:
             try:
                 with torch.no_grad(): return pooled(backbone(torch.zeros(shape, device=where.device, dtype=where.dtype))).shape[-1]
             except Exception as e: why = (str(e).splitlines() or [type(e).__name__])[0]
-    finally: backbone.train(was)
+    finally:
+        for m, mode in zip(backbone.modules(), was): m.training = mode
     raise ValueError(f"cannot infer the width of {type(backbone).__name__} from an input of shape {shapes[-1]} ({why}); pass projector=")
 
 # %% ../nbs/12_lejepa.ipynb #fd4df2ff
@@ -63,7 +64,7 @@ def pooled(
         raise ValueError(f"expected a backbone that gives (b d), (b n d) or (b d h w), got {tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__}")
     return y if y.ndim == 2 else y.mean(1) if y.ndim == 3 else y.mean((-2, -1))
 
-# %% ../nbs/12_lejepa.ipynb #e8b0b47f
+# %% ../nbs/12_lejepa.ipynb #3f85c30e
 class LeJEPA(nn.Module):
     "LeJEPA (Balestriero and LeCun 2025): a prediction loss over views and SIGReg, on any backbone."
     def __init__(self,
@@ -91,6 +92,7 @@ class LeJEPA(nn.Module):
 
     def forward(self, views: list) -> tuple: # a list of (v b c h w), global first -> (scalar, logs)
         "One training step: the loss, and its two terms for the log."
+        if not isinstance(views, (list, tuple)) or not views: raise ValueError(f"expected a list of views (v b c h w), global first, got {'an empty list' if isinstance(views, (list, tuple)) else type(views).__name__}")
         z = torch.cat([self._project(v) for v in views])
         pred, reg = prediction(z, len(views[0])), self.sigreg(z)
         return (1 - self.lamb)*pred + self.lamb*reg, {'prediction': pred.detach(), 'sigreg': reg.detach()}
@@ -101,11 +103,16 @@ class LeJEPA(nn.Module):
 
     def embed(self, images: Tensor) -> Tensor: # uint8, or float in [0, 1], (b c h w) -> (b d)
         "Embeddings of whole images by the backbone, before the projector; call `eval()` first."
-        return pooled(self.backbone(self.preprocess(images) if self.preprocess else images)).float()
+        if self.preprocess: images = self.preprocess(images)
+        elif images.dtype == torch.uint8: images = unit(images)
+        return pooled(self.backbone(images)).float()
 
     def after_step(self, step: int): "Nothing: no teacher to update."
     @property
-    def healthy(self): return healthy(self.sigreg.knots, self.sigreg.t_max)
+    def healthy(self):
+        "SIGReg's expectation for Gaussian samples; lower where the projector ends in a batch norm, which standardises."
+        last = list(self.projector.modules())[-1]
+        return healthy(self.sigreg.knots, self.sigreg.t_max, standardised=isinstance(last, nn.BatchNorm1d))
 
     def _project(self, v):
         if v.ndim < 3: raise ValueError(f"expected views (v b ...) of a batch, got shape {tuple(v.shape)}")

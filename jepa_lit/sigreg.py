@@ -106,9 +106,11 @@ class SIGReg(nn.Module):
     def set_extra_state(self, state): self.step = int(state)
     def extra_repr(self): return f"slices={self.slices}, knots={self.knots}, t_max={self.t_max}, seed={self.seed}"
 
-# %% ../nbs/10_sigreg.ipynb #5e4338f8
+# %% ../nbs/10_sigreg.ipynb #4935ba7f
 def _check(z):
     "One-line errors for what `SIGReg` cannot take"
     if z.ndim not in (2, 3): raise ValueError(f"SIGReg expects embeddings (n d) or (v n d), got shape {tuple(z.shape)}")
     if not z.is_floating_point(): raise TypeError(f"SIGReg expects floating-point embeddings, got {z.dtype}")
     if z.shape[-2] < 2: raise ValueError(f"SIGReg needs at least 2 samples a view, got {z.shape[-2]}")
+    if z.device.type == 'cpu' and not z.isfinite().all():                  # elsewhere the question would wait for the device
+        raise FloatingPointError(f"SIGReg expects finite embeddings, got {int((~z.isfinite()).sum())} NaN or infinite values of {z.numel()}")
