@@ -248,10 +248,10 @@ class MultiCrop:
         kinds = zip((self.global_views, self.local_views), self.sizes(min(x.shape[2:])), (self.global_scale, self.local_scale))
         return [rearrange(crops(x, self, v, size, scale, generator), '(v b) c h w -> v b c h w', v=v) for v, size, scale in kinds]
 
-# %% ../nbs/11_views.ipynb #3e6289b1
+# %% ../nbs/11_views.ipynb #206f7ea4
 VIEWS = dict(
     natural=dict(),
     small=dict(global_views=4, local_views=0, global_scale=(.2, 1.), blur=0., solarize=0.),
     grey=dict(global_views=4, local_views=0, global_scale=(.3, 1.), jitter=(.4, .4, 0., 0.), grey=0., blur=0., solarize=0.),
     digits=dict(global_views=8, local_views=0, global_scale=(1.15**-2, .75**-2), area='log', aspect=(math.exp(-.2), math.exp(.2)),
-        slack=0., shift=.15, flip=0., rotate=20., shear=.2, warp=.06, pad='zeros', gamma=.3, jitter=(0., 0., 0., 0.), jitter_p=0., grey=0., blur=0., solarize=0.))
+        slack=0., shift=.12, flip=0., rotate=17., shear=.15, warp=.05, pad='zeros', gamma=.3, jitter=(0., 0., 0., 0.), jitter_p=0., grey=0., blur=0., solarize=0.))
