@@ -187,7 +187,7 @@ def finish(
     say(f"saved in {run.path} after {time.time() - began:.0f} s: model.safetensors, metrics.json, log.jsonl, {', '.join(sorted(p.name for p in run.path.glob('*.png')))}")
     return run
 
-# %% ../nbs/18_cli.ipynb #8b0d2fc3
+# %% ../nbs/18_cli.ipynb #042124c0
 @command
 def jepa_lit_train(
     data: str | None = None, # data set: digits (the default), fashion_mnist, mnist, cifar10, stl10, imagenette or folder
@@ -212,7 +212,7 @@ def jepa_lit_train(
 ):
     """Train a JEPA on images and show in one table what it learned.
 
-    Without arguments: LeJEPA on the 1,797 digits of scikit-learn, about a minute on two cores."""
+    Without arguments: LeJEPA on the 1,797 digits of scikit-learn, a minute or two on two cores."""
     given = dict(root=root, method=method, seed=seed, split_seed=split_seed, size=size, batch=batch, lr=lr, lamb=lamb, workers=workers, threads=threads, validate=validate or None)
     given = {k: v for k, v in given.items() if v is not None} | pairs(set)
     if given.get('root'): given['root'] = str(Path(given['root']).expanduser().resolve())

@@ -20,7 +20,7 @@ TRIALS = dict(
     base={}, lam005=dict(lamb=.005), strong=dict(view=dict(rotate=25., shear=.25, shift=.2, warp=.08)), weak=dict(view=WEAK), lr4=dict(lr=4e-3),
     small24=dict(view=dict(global_size=24), steps=500), b128v4=dict(batch=128, global_views=4), lam01o32=dict(lamb=.01, out=32),
     proj3=dict(layers=3, hidden=1024, out=64), zoom=dict(view=dict(global_scale=(1.25**-2, .7**-2))),
-    X1=dict(view=WEAK, lamb=.01, out=32, lr=3e-3), X2=dict(view=MIDDLE, lamb=.01, out=32, lr=3e-3, steps=330))
+    X1=dict(view=WEAK, lamb=.01, out=32, lr=3e-3), X3=dict(view=WEAK, lamb=.01, out=32, lr=3e-3, layers=3, hidden=1024), X4=dict(view=WEAK, lr=3e-3, steps=330), X2=dict(view=MIDDLE, lamb=.01, out=32, lr=3e-3, steps=330))
 
 def trial(name, view={}, seed=0, split=1, **changes):
     made = recipe('digits', seed=seed, split_seed=split, threads=1, **{**START, **changes})
