@@ -443,7 +443,7 @@ def _processor():
             if l.startswith('model name'): return l.split(':', 1)[1].strip()
     return platform.processor() or platform.machine()
 
-# %% ../nbs/13_training.ipynb #31908d7a
+# %% ../nbs/13_training.ipynb #f492e7eb
 def curves_figure(
     lines: list[dict], # a log: one dict a step
     healthy: float | None = None, # SIGReg's value for Gaussian samples, drawn as a line
@@ -451,7 +451,7 @@ def curves_figure(
     "The loss, its terms and the learning rate by step."
     from matplotlib.figure import Figure
     terms = [k for k in ('loss', 'prediction', 'sigreg', 'lr') if lines and k in lines[0]]
-    fig = Figure(figsize=(3.2*len(terms) + .6, 2.8), dpi=90, layout='constrained')
+    fig = Figure(figsize=(3*len(terms) + .6, 2.8), dpi=90, layout='constrained')
     for ax, k in zip(fig.subplots(1, max(1, len(terms)), squeeze=False)[0], terms):
         ax.plot([l['step'] for l in lines], [l[k] for l in lines], lw=1)
         ax.set(title=dict(sigreg='SIGReg', lr='learning rate').get(k, k), xlabel='step', yscale='linear' if k == 'lr' else 'log')
