@@ -11,7 +11,7 @@ import math, warnings
 from dataclasses import dataclass, fields
 
 import torch, torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
