@@ -56,15 +56,29 @@ def health(
     return dict(effective_rank=round(float(effective_rank(z)), 3), spread=round(float(spread(z)), 6), mean_cosine=round(float(mean_cosine(z)), 6),
                 size=round(float(_checked(z).square().mean().sqrt()), 6), width=z.shape[1])
 
-# %% ../nbs/07_collapse.ipynb #0a4bc4f7
+# %% ../nbs/07_collapse.ipynb #598923bc
 def verdict(
     state: Tensor | Mapping, # embeddings (n d), or what `health` made of them
-    least: float = 0.05, # effective rank, as a share of the width, under which one speaks of collapse
+    least: float = 0.05, # effective rank as a share of the width, and position_mean of zero, under which it speaks up
+    position_mean: int | float | Tensor | None = None, # loss of predicting each position's mean target
+    zero: int | float | Tensor | None = None, # loss of predicting zero; that of smooth L1 on Gaussian features by default
 ) -> str: # one line
     "The state of a representation in words."
     h = state if isinstance(state, Mapping) else health(state)
     rank = f"effective rank {h['effective_rank']:.1f} of {h['width']}"
-    if h['spread'] <= .01*h['size']: return f"the representation has collapsed to a point: spread {h['spread']:.2g}, {rank}"
-    if h['effective_rank'] < max(2, least*h['width']): return f"the representation is collapsing: {rank}, mean cosine {h['mean_cosine']:.2f}"
-    if h['mean_cosine'] > .99: return f"the embeddings share one direction: mean cosine {h['mean_cosine']:.3f}, {rank}"
-    return f"healthy: {rank}, spread {h['spread']:.2g}"
+    where = _where(position_mean, zero, least)
+    also = f"; {where}" if where else ''
+    if h['spread'] <= .01*h['size']: return f"the representation has collapsed to a point: spread {h['spread']:.2g}, {rank}{also}"
+    if h['effective_rank'] < max(2, least*h['width']): return f"the representation is collapsing: {rank}, mean cosine {h['mean_cosine']:.2f}{also}"
+    if h['mean_cosine'] > .99: return f"the embeddings share one direction: mean cosine {h['mean_cosine']:.3f}, {rank}{also}"
+    return where or f"healthy: {rank}, spread {h['spread']:.2g}"
+
+# %% ../nbs/07_collapse.ipynb #cc8223f5
+def _where(position_mean, zero, least):
+    "What the line of the positions has to say; nothing if it is high, or not given"
+    lines = dict(position_mean=position_mean, zero=.4247 if zero is None else zero)
+    for k, v in lines.items():
+        if v is not None and not float(v) >= 0: raise ValueError(f"verdict: {k} is a loss, a number from 0 on, got {float(v)}")
+    if position_mean is None or float(position_mean) > least*float(lines['zero']): return ''
+    against = '0.425 for Gaussian features' if zero is None else f'{float(zero):.3g} for predicting zero'
+    return f"the targets hardly depend on the image: predicting each position's mean costs {float(position_mean):.2g} ({against})"

@@ -48,7 +48,7 @@ def _samples(x):
     if x.ndim != 2: raise ValueError(f'x must have shape (n d), got {tuple(x.shape)}')
     if not x.is_floating_point(): raise TypeError(f'x must be floating point, got {x.dtype}')
 
-# %% ../nbs/08_gaussian.ipynb #e2c9eac9
+# %% ../nbs/08_gaussian.ipynb #47f1d688
 def score(
     log_prob: Callable, # differentiable log-density, (n d) -> (n); a constant factor of the density does not matter
     x: Float[Tensor, "n d"], # where
@@ -56,11 +56,11 @@ def score(
     "Score of a density: which way is uphill, and how steep."
     _samples(x)
     x = x.detach().requires_grad_()
-    with torch.enable_grad(): value = log_prob(x)
+    with torch.enable_grad(): value = log_prob(x); total = value.sum()
     if value.shape != x.shape[:1]: raise ValueError(f'log_prob must give one value a sample, shape ({len(x)},), got {tuple(value.shape)}; torch.distributions.Independent sums over coordinates')
     if not value.requires_grad: raise ValueError('log_prob must depend on x by operations that torch differentiates; nothing came back to x')
-    s, = torch.autograd.grad(value.sum(), x)
-    if not s.isfinite().all(): raise ValueError(f'the score must be finite, got {int((~s.isfinite()).sum())} NaN or infinite values of {s.numel()}; are all samples inside the support?')
+    s, = torch.autograd.grad(total, x)
+    if (wrong := int((~(s.isfinite().all(1) & value.isfinite())).sum())): raise ValueError(f'log-density and score must be finite, got NaN or infinity at {wrong} of {len(x)} samples; are they inside the support?')
     return s
 
 # %% ../nbs/08_gaussian.ipynb #6e373900
@@ -79,14 +79,14 @@ def local_bias(
     bend = torch.func.vmap(torch.func.hessian(one))(x).diagonal(dim1=1, dim2=2).sum(1)
     return moment*((slope*s).sum(1) + bend/2)
 
-# %% ../nbs/08_gaussian.ipynb #f772ce28
+# %% ../nbs/08_gaussian.ipynb #05f807b1
 def fisher_information(
     log_prob: Callable, # differentiable log-density, (n d) -> (n)
     x: Float[Tensor, "n d"], # samples of that law
 ) -> Float[Tensor, ""]: # J(p), a Monte-Carlo mean; d for the standard normal law
     "Fisher information of a law: the mean squared length of its score. Warns where samples and density disagree."
     s = score(log_prob, x)
-    stein = (s*(x - x.mean(0))).sum(1)                                   # has mean -d for a smooth density
+    stein = (s*(x - x.mean(0))).sum(1)  # has mean -d for a smooth density
     if len(x) >= 30 and (stein.mean() + x.shape[1]).abs() > 6*stein.std()/len(x)**.5 + 1e-3*x.shape[1]:
         warnings.warn(f'E[x·score] is {stein.mean().item():.2f} and should be {-x.shape[1]}: the density has an edge that its gradient misses, or the samples follow another law', stacklevel=2)
     return s.square().sum(1).mean()

@@ -59,7 +59,7 @@ def pool(
 # %% ../nbs/06_ijepa.ipynb #70524115
 LOSSES = dict(smooth_l1=F.smooth_l1_loss, l2=F.mse_loss) # smooth L1 with its knee at 1; both a mean over everything
 
-# %% ../nbs/06_ijepa.ipynb #e95d3121
+# %% ../nbs/06_ijepa.ipynb #83e5d78f
 class IJEPA(nn.Module):
     "I-JEPA (Assran et al. 2023): predict the target encoder's features of hidden blocks from a visible context."
     def __init__(self,
@@ -104,6 +104,13 @@ class IJEPA(nn.Module):
         if not self.regulariser: return pred, logs
         extra = self.regulariser(_mean(z.float(), masks.mask))
         return pred + self.weight*extra, {**logs, 'regulariser': extra.detach()}
+
+    def pieces(self, batch: tuple, k: int): # yields ((x, Masks), share of the images)
+        "The batch in k pieces; their losses, weighted by the shares, add up to its loss."
+        x, masks = batch
+        ends = [len(x)*i//k for i in range(k + 1)]
+        for a, b in zip(ends, ends[1:]):
+            if a < b: yield (x[a:b], masks.rows(a, b)), (b - a)/len(x)
 
     def loss(self, images: Tensor, masks: Masks) -> Tensor: # (b c h w), normalised -> scalar
         "The objective alone."

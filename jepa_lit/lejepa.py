@@ -64,7 +64,7 @@ def pooled(
         raise ValueError(f"expected a backbone that gives (b d), (b n d) or (b d h w), got {tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__}")
     return y if y.ndim == 2 else y.mean(1) if y.ndim == 3 else y.mean((-2, -1))
 
-# %% ../nbs/12_lejepa.ipynb #3f85c30e
+# %% ../nbs/12_lejepa.ipynb #df04ac5e
 class LeJEPA(nn.Module):
     "LeJEPA (Balestriero and LeCun 2025): a prediction loss over views and SIGReg, on any backbone."
     def __init__(self,
@@ -96,6 +96,10 @@ class LeJEPA(nn.Module):
         z = torch.cat([self._project(v) for v in views])
         pred, reg = prediction(z, len(views[0])), self.sigreg(z)
         return (1 - self.lamb)*pred + self.lamb*reg, {'prediction': pred.detach(), 'sigreg': reg.detach()}
+
+    def pieces(self, batch: list, k: int):
+        "Refused: the loss is no mean over images."
+        raise ValueError(f"accumulate={k}: LeJEPA's batch cannot be worked through in pieces, since SIGReg and batch norm are not linear in it; use a smaller batch, or fewer views")
 
     def loss(self, views: list) -> Tensor: # a list of (v b c h w), global first -> scalar
         "The objective alone."

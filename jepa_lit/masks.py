@@ -87,7 +87,7 @@ def free_patches(
     inside[0][:, :m] *= -1
     return (inside[0].transpose(0, 2, 1) @ inside[1]).reshape(len(offsets), -1) > .5
 
-# %% ../nbs/03_masks.ipynb #5c213679
+# %% ../nbs/03_masks.ipynb #179124b3
 def choose(
     free: np.ndarray, # bool (b n): patches that may be chosen
     k: int, # how many of each row, at least 1
@@ -96,6 +96,8 @@ def choose(
 ) -> np.ndarray: # int64 (b k): sorted; a row with fewer than k ends in numbers >= n
     "Choose k free patches of each row."
     b, n = free.shape
+    rows = max(1, 2**17//n)                                     # at a time, so that the keys stay in the cache
+    if b > rows: return np.concatenate([choose(free[i:i + rows], k, shuffle, generator) for i in range(0, b, rows)])
     dtype, bits, size = (np.int32, 31, 4) if n < 2**12 else (np.int64, 63, 8)
     low = n.bit_length()                                        # bits of the patch's number
     key = np.broadcast_to(np.arange(n, dtype=dtype), (b, n))
@@ -234,7 +236,7 @@ def _settle(cfg, min_keep):
     if cfg.max_context and cfg.max_context < need: raise ValueError(f"max_context: at least {need}, which min_keep asks for, expected, got {cfg.max_context}")
     return min_keep, need, (target, context)
 
-# %% ../nbs/03_masks.ipynb #3fdcdcc6
+# %% ../nbs/03_masks.ipynb #007c8b7c
 class MultiBlock:
     "Multi-block masks (Assran et al. 2023, section 3): m targets and one context an image, disjoint from all of them."
     tries = 20 # draws of the sizes, and of an image's places, before the fallback
@@ -252,7 +254,7 @@ class MultiBlock:
     ):
         self.grid, self.n_targets, self.published = _grid(grid, 2 if published else 1), _whole('n_targets', n_targets, 1), published
         self.target_scale, self.context_scale = _range('target_scale', target_scale, 1), _range('context_scale', context_scale, 1)
-        self.target_aspect, self.cut = _range('target_aspect', target_aspect), cut or ('first' if published else 'random')
+        self.target_aspect, self.cut = _range('target_aspect', target_aspect), cut if cut is not None else 'first' if published else 'random'
         if self.cut not in ('random', 'first', 'pad'): raise ValueError(f"cut: 'random', 'first' or 'pad' expected, got {cut!r}")
         self.max_context = max_context if max_context is None else _whole('max_context', max_context, 1)
         self.min_keep, self.need, self.roomiest = _settle(self, min_keep if min_keep is None else _whole('min_keep', min_keep, 0))

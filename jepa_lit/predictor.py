@@ -77,7 +77,7 @@ class Predictor(nn.Module):
 
     def extra_repr(self): return f"grid={self.grid}, dim={self.dim}, width={self.width}, heads={self.heads}, shared_context={self.shared_context}"
 
-# %% ../nbs/04_predictor.ipynb #9fa3845c
+# %% ../nbs/04_predictor.ipynb #2f85fde6
 def _published(
     blocks: nn.ModuleList, # transformer blocks
     context: Float[Tensor, "b k w"], # context tokens
@@ -92,7 +92,7 @@ def _published(
     for block in blocks[:-1]: x = block(x, real)
     return _layer(blocks[-1], x, k, 1, mask, last=True).unflatten(0, (m, b))
 
-# %% ../nbs/04_predictor.ipynb #4cf51c9b
+# %% ../nbs/04_predictor.ipynb #cbdee5f1
 def _shared(
     blocks: nn.ModuleList, # transformer blocks
     context: Float[Tensor, "b k w"], # context tokens

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PIECE', 'VIEWS', 'boxes', 'taps', 'weigh', 'cut', 'affine', 'displacement', 'sample', 'grey', 'blend_', 'shift_hue_',
-           'blur', 'plan', 'jitter_', 'recolour', 'check_settings', 'as_pixels', 'bend', 'pieces', 'crops', 'MultiCrop']
+           'blur', 'plan', 'jitter_', 'recolour', 'check_settings', 'as_pixels', 'bend', 'crops', 'MultiCrop']
 
 # %% ../nbs/11_views.ipynb #26122eaa
 import math, warnings
@@ -164,7 +164,7 @@ def shift_hue_(
         torch.addcmul(base, chroma, (hue - k).abs_().clamp_(1, 2), value=sign, out=x[:, i])
     return x
 
-# %% ../nbs/11_views.ipynb #1734424b
+# %% ../nbs/11_views.ipynb #869c567c
 def blur(
     x: Float[Tensor, "n c h w"],     # pixels
     sigma: Float[Tensor, "n"],       # standard deviation of the Gaussian, pixels, > 0
@@ -172,16 +172,17 @@ def blur(
 ) -> Float[Tensor, "n c h w"]:       # blurred pixels
     "Gaussian blur with one width a sample, edges mirrored."
     reach = math.ceil(4*sigma.max().item()) if reach is None else reach
-    def down(x):
-        "Along the rows."
-        n, c, h, w = x.shape
-        j = torch.arange(-min(reach, h-1), min(reach, h-1)+1, device=x.device)
-        kernel = torch.exp(-.5*(j/sigma[:, None])**2)
-        weight = (kernel/kernel.sum(1, keepdim=True))[:, None].expand(n, c*h, len(j))
-        i = (torch.arange(h, device=x.device)[:, None] + j).abs()
-        index = (h-1 - (h-1-i).abs()) + h*torch.arange(n*c, device=x.device)[:, None, None]
-        return weigh(x.reshape(-1, w), index.flatten(0, 1), weight.reshape(-1, len(j))).view(n, c, h, w)
-    return down(down(x).mT).mT
+    (n, c, h, w), down = x.shape, None
+    for size in (h, w):
+        if down is None or h != w:
+            j = torch.arange(-min(reach, size-1), min(reach, size-1)+1, device=x.device)
+            i = (torch.arange(size, device=x.device)[:, None] + j).abs()
+            index = (size-1 - (size-1-i).abs()) + size*torch.arange(n*c, device=x.device)[:, None, None]
+            kernel = torch.exp(-.5*(j/sigma[:, None])**2)
+            weight = (kernel/kernel.sum(1, keepdim=True))[:, None].expand(n, c*size, len(j))
+            down = index.flatten(0, 1), weight.reshape(-1, len(j))
+        x = weigh(x.reshape(n*c*size, -1), *down).view(n, c, size, -1).mT
+    return x
 
 # %% ../nbs/11_views.ipynb #1bd71acd
 @lru_cache
@@ -200,7 +201,7 @@ def plan(
     place = (order == 3).int().argmax(1) if 3 in ops else torch.full_like(pick, len(ops))
     return order, torch.where(u[:, 5] < cfg.jitter_p, place, -1) if ops else place - 1
 
-# %% ../nbs/11_views.ipynb #f6d05cdf
+# %% ../nbs/11_views.ipynb #71ba83f4
 def jitter_(
     x: Float[Tensor, "n c h w"],     # pixels in [0, 1], changed in place
     u: Float[Tensor, "n 10"],        # uniform numbers in [0, 1], on the CPU
@@ -208,6 +209,7 @@ def jitter_(
 ) -> Float[Tensor, "n c h w"]:       # pixels in [0, 1]
     "Random brightness, contrast, saturation and hue, in random order."
     order, place = plan(u, cfg, x.shape[1])
+    if place.max() < 0: return x
     factor = ((2*u[:, 1:5]-1)*u.new_tensor(cfg.jitter) + u.new_tensor([1, 1, 1, 0])).gather(1, order)
     steps = torch.stack([factor, order == 2, order == 1], -1).to(x)
     for p in place.unique().tolist():
@@ -297,17 +299,8 @@ def bend(
     if shrink > 1: x = F.adaptive_avg_pool2d(x, (h//shrink, w//shrink))
     return sample(x, theta, size, noise, cfg.pad, max(1, round(hi/shrink)))
 
-# %% ../nbs/11_views.ipynb #91811eee
-def pieces(
-    group: Int[Tensor, "n"],         # the group of each sample, >= -1
-    most: int,                       # samples in a piece, at most
-) -> list:                           # int64 indices (k), together all samples
-    "Cut a batch into pieces of samples of one group, of about equal size."
-    groups = group.argsort(stable=True).split(torch.bincount(group+1).tolist())
-    return [p for g in groups if len(g) for p in g.tensor_split(-(-len(g)//most))]
-
-# %% ../nbs/11_views.ipynb #89abf16e
-PIECE = dict(cpu=2**18)              # numbers in a piece; 2**26 on other devices
+# %% ../nbs/11_views.ipynb #32d2809f
+PIECE = dict(cpu=2**19)              # numbers in a piece; 2**26 on other devices
 
 def crops(
     x: Float[Tensor, "b c h w"],     # pixels in [0, 1]
@@ -329,7 +322,8 @@ def crops(
     mirror = torch.stack([u[:, 6] < cfg.flip, torch.zeros(n, dtype=torch.bool)], 1)
     index, weight = taps(start.to(device), length.to(device), mirror.to(device), size, int(length.max()))
     columns, out = x.permute(0, 3, 1, 2).contiguous(), x.new_empty(n, c, size, size)
-    for rows in pieces(plan(u[:, 7:17], cfg, c)[1], max(1, PIECE.get(device.type, 2**26)//(c*size*max(h, size)))):
+    parts = -(-n*c*size*max(h, size)//PIECE.get(device.type, 2**26))
+    for rows in plan(u[:, 7:17], cfg, c)[1].argsort(stable=True).tensor_split(min(n, parts)):
         i = rows.to(device)
         out.index_copy_(0, i, recolour(cut(columns, i % b, index[i], weight[i]), u[rows, 7:17], cfg))
     return out
