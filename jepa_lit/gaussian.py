@@ -103,12 +103,12 @@ def integrated_bias(
         if not v >= 0: raise ValueError(f'{name} must not be negative, got {float(v):.3g}')
     return moment**2*(gradient*information + curvature/4)
 
-# %% ../nbs/08_gaussian.ipynb #35b1f2b1
+# %% ../nbs/08_gaussian.ipynb #f129eb25
 def fisher_floor(
     d: int, # width of the embedding
     scale: int | float, # value of what is held fixed, positive
     constraint: str = 'trace', # of the covariance: 'trace', 'det', 'frobenius' or 'spectral' (largest eigenvalue, at most)
-) -> float: # d/s, reached by N(0, s I) alone
+) -> float: # d/λ, reached by N(0, λ I) alone
     "Least Fisher information of a law of given scale (Balestriero and LeCun 2025, Theorem 9)."
     if d < 1: raise ValueError(f'd must be 1 or more, got {d}')
     if not 0 < scale < math.inf: raise ValueError(f'scale must be positive and finite, got {scale!r}')

@@ -7,9 +7,10 @@ __all__ = ['HF_NAMES', 'RELEASED', 'PREDICTORS', 'STATISTICS', 'key_map', 'trans
            'published_heads', 'positions_grid', 'Report', 'fit', 'licence', 'load_ijepa', 'from_hf', 'load_predictor',
            'to_hf', 'to_timm', 'to_meta', 'hf_config', 'timm_config', 'processor']
 
-# %% ../nbs/17_pretrained.ipynb #c067ba4f
+# %% ../nbs/17_pretrained.ipynb #dec7148c
 import json, math, re, warnings
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 import torch
 from safetensors.torch import load_file
@@ -43,19 +44,24 @@ def key_map(
             names |= {f'blocks.{i}.{ours}.{part}': tuple(f'{layers}.{i}.{n}.{part}' for n in theirs[version - 4].split()) for ours, theirs in HF_NAMES.items()}
     return names
 
-# %% ../nbs/17_pretrained.ipynb #7661f1fb
+# %% ../nbs/17_pretrained.ipynb #4c6985ec
 def translate(
     state: dict[str, Tensor], # tensors of one model, in the names of Meta, timm or transformers
 ) -> dict[str, Tensor]: # in ours; what has no name here keeps its own
     "Rename the tensors of an encoder or predictor, and join query, key and value."
     state = {re.sub(r'^(module\.|_orig_mod\.|ijepa\.)+', '', k): v for k, v in state.items()}
-    version = 4 if any(k.startswith('encoder.layer.') for k in state) else 5 if any(k.startswith('layers.') for k in state) else None
+    depth = {4: _count(r'encoder\.layer', state), 5: _count('layers', state)}
+    version = next((v for v in depth if depth[v]), None)
     if version is None: return state
-    depth = 1 + max(int(m[1]) for k in state if (m := re.match(r'(?:encoder\.layer|layers)\.(\d+)\.', k)))
-    names = {ours: theirs for ours, theirs in key_map(depth, version).items() if all(n in state for n in theirs)}
+    names = {ours: theirs for ours, theirs in key_map(depth[version], version).items() if all(n in state for n in theirs)}
     new = {ours: torch.cat([state[n] for n in theirs]) if len(theirs) > 1 else state[theirs[0]] for ours, theirs in names.items()}
     used = {n for theirs in names.values() for n in theirs}
     return new | {k: v for k, v in state.items() if k not in used}
+
+# %% ../nbs/17_pretrained.ipynb #573e6371
+def _count(name, state):
+    "How many blocks there are under a name"
+    return len({m[1] for k in state if (m := re.match(rf'{name}\.(\d+)\.', k))})
 
 # %% ../nbs/17_pretrained.ipynb #5ef70290
 def read_weights(
@@ -88,7 +94,7 @@ def _folder(path):
         return {k: v for f in files for k, v in read_weights(path/Path(f).name).items()}
     raise FileNotFoundError(f"expected model.safetensors or pytorch_model.bin in the folder {path}, found neither")
 
-# %% ../nbs/17_pretrained.ipynb #43bdb938
+# %% ../nbs/17_pretrained.ipynb #d7def946
 def architecture(
     state: dict[str, Tensor], # an encoder in our names, as `translate` gives it; shapes suffice
 ) -> dict[str, int]: # dim, depth, hidden, patch_size, in_chans and the number n of positions
@@ -103,8 +109,7 @@ def architecture(
     if len(shape[need[1]]) != 4 or len(shape[need[0]]) != 3: raise ValueError(f"expected pos_embed (1 n d) and patch_embed.proj.weight (d c p p), got {shape[need[0]]} and {shape[need[1]]}")
     dim, channels, p, q = shape[need[1]]
     if p != q: raise ValueError(f"expected square patches, got {p}x{q} pixels")
-    depth = 1 + max(int(m[1]) for k in shape if (m := re.match(r'blocks\.(\d+)\.', k)))
-    return dict(dim=dim, depth=depth, hidden=shape[need[2]][0], patch_size=p, in_chans=channels, n=shape[need[0]][1])
+    return dict(dim=dim, depth=_count('blocks', shape), hidden=shape[need[2]][0], patch_size=p, in_chans=channels, n=shape[need[0]][1])
 
 # %% ../nbs/17_pretrained.ipynb #600a83d2
 def published_heads(
@@ -117,7 +122,7 @@ def published_heads(
         if (dim, depth, hidden) == (d, l, round(d*ratio)): return g
     raise ValueError(f"cannot tell the heads of width {dim}, depth {depth} and hidden width {hidden}, which is no published size: pass heads=, a divisor of {dim}")
 
-# %% ../nbs/17_pretrained.ipynb #075697d0
+# %% ../nbs/17_pretrained.ipynb #cf23c8f9
 def positions_grid(
     positions: Tensor, # of a checkpoint (1 n d)
     grid_from: tuple[int, int] | None = None, # rows and columns, where known
@@ -133,17 +138,17 @@ def positions_grid(
     if grid_from: return grid_from, False
     likely = {g for g in (grid_to, (math.isqrt(n),)*2) if g in grids}
     if len(likely) == 1: return likely.pop(), False
-    could = ' or '.join(f'{r}x{c}' for r, c in (sorted(likely) or grids))
+    could = ' or '.join(f'{r}x{c}' for r, c in sorted(likely)) or 'no square'
     raise ValueError(f"cannot tell the grid of {n} trained positions ({could}): pass grid_from=(rows, columns)")
 
-# %% ../nbs/17_pretrained.ipynb #1d177480
+# %% ../nbs/17_pretrained.ipynb #7154e89b
 @dataclass(frozen=True, repr=False)
 class Report:
     "What became of the tensors of a checkpoint."
     loaded: tuple[str, ...] # names of the module's tensors that were filled
     missing: tuple[str, ...] # of the module's, not in the checkpoint
     unexpected: tuple[str, ...] # in the checkpoint, not of the module
-    mismatched: tuple[str, ...] # in both, of different shapes
+    mismatched: tuple[str, ...] # in both, of another shape, or not of floating point
     skipped: tuple[str, ...] # the head of a classifier
     resized: tuple[str, ...] # positions that were interpolated
     notes: tuple[str, ...] = () # how heads, eps and grid were found; the licence
@@ -158,12 +163,14 @@ class Report:
     @property
     def fits(self) -> bool: return not (self.missing or self.unexpected or self.mismatched)
 
-# %% ../nbs/17_pretrained.ipynb #abf7398e
+# %% ../nbs/17_pretrained.ipynb #207e7ab2
+def _kind(t): return ('' if t.is_floating_point() else f'{t.dtype} ') + str(tuple(t.shape))
+
 def _few(names): return ', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else '')
 
 _HEAD = re.compile(r'^(head|classifier|pooler)\.|^embeddings\.mask_token$')    # of timm's and of transformers' models
 
-# %% ../nbs/17_pretrained.ipynb #dc2e93c0
+# %% ../nbs/17_pretrained.ipynb #90fbb2bf
 def fit(
     module: nn.Module, # a ViT or a Predictor, filled in place
     state: dict[str, Tensor], # tensors in our names
@@ -180,12 +187,12 @@ def fit(
         state[name] = resize_positions(state[name], grid, module.grid, antialias)
         if grid != module.grid: resized = (f'{name} from {grid[0]}x{grid[1]} to {module.grid[0]}x{module.grid[1]}',)
         notes += (f'{"sine-cosine" if fixed else "trained"} positions, {grid[0]}x{grid[1]} in the checkpoint',)
-    same = [k for k in own if k in state and own[k].shape == state[k].shape]
-    wrong = [f'{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}' for k in own if k in state and own[k].shape != state[k].shape]
+    same = [k for k in own if k in state and own[k].shape == state[k].shape and state[k].is_floating_point()]
+    wrong = [f'{k} {_kind(state[k])} for {_kind(own[k])}' for k in own if k in state and k not in same]
     more = [k for k in state if k not in own]
     report = Report(tuple(same), tuple(k for k in own if k not in state), tuple(k for k in more if not _HEAD.match(k)), tuple(wrong), tuple(filter(_HEAD.match, more)), resized, notes)
     if strict and not report.fits:
-        bad = [f'{what} {_few(names)}' for what, names in (('missing', report.missing), ('unexpected', report.unexpected), ('of another shape', report.mismatched)) if names]
+        bad = [f'{what} {_few(names)}' for what, names in (('missing', report.missing), ('unexpected', report.unexpected), ('mismatched', report.mismatched)) if names]
         raise ValueError(f"the checkpoint does not fit: {'; '.join(bad)}")
     with torch.no_grad():
         for k in same: own[k].copy_(state[k])
@@ -204,7 +211,7 @@ def licence(
     name = RELEASED.get((dim, depth, hidden, patch_size))
     return name and f"{name} is a size of Meta's published I-JEPA weights: if these are they, their licence is CC BY-NC 4.0 (no commercial use), also for what is derived from them"
 
-# %% ../nbs/17_pretrained.ipynb #2a908a31
+# %% ../nbs/17_pretrained.ipynb #e50e358e
 def _inner(state, which):
     "The tensors of one model: those under the key `which`, or all where there is no outer dictionary"
     held = [k for k, v in state.items() if isinstance(v, dict) and any(isinstance(t, Tensor) for t in v.values())]
@@ -212,9 +219,9 @@ def _inner(state, which):
     if held and which is None: raise ValueError(f"expected the tensors of one model, got the outer dictionary with {', '.join(held)}: pass its {best!r}")
     if held and which not in held: raise ValueError(f"expected {which!r} in the outer dictionary, got {', '.join(held)}: pass which={best!r}")
     if held: state = state[which]
-    flat = {k[len(which) + 1:]: v for k, v in state.items() if k.startswith(f'{which}.')} if which else {}
+    flat = {k[len(which) + 1:]: v for k, v in state.items() if str(k).startswith(f'{which}.')} if which else {}
     if any(k.endswith('pos_embed') for k in flat): state = flat           # a safetensors file has no outer dictionary, only longer names
-    if bad := [k for k, v in state.items() if not isinstance(v, Tensor)]: raise ValueError(f"expected tensors, got {type(state[bad[0]]).__name__} under {bad[0]!r}")
+    if bad := [k for k, v in state.items() if not (isinstance(k, str) and isinstance(v, Tensor))]: raise ValueError(f"expected tensors under names, got {type(state[bad[0]]).__name__} under {bad[0]!r}")
     return state
 
 # %% ../nbs/17_pretrained.ipynb #5aa77cd5
@@ -296,7 +303,7 @@ def from_hf(
         raise ValueError(f"expected the tensors of transformers' IJepaModel, got {_few(list(state))}")
     return load_ijepa(model_or_state, None, **kw)
 
-# %% ../nbs/17_pretrained.ipynb #8cecbcae
+# %% ../nbs/17_pretrained.ipynb #167e352b
 def load_predictor(
     path_or_state: str | Path | dict, # file, checkpoint, or the state dict of a predictor
     which: str | None = 'predictor', # key of an outer dictionary
@@ -311,8 +318,7 @@ def load_predictor(
     state, known = _open(path_or_state, which)
     need = ('predictor_embed.weight', 'predictor_pos_embed', 'predictor_blocks.0.mlp.fc1.weight')
     if lacks := [k for k in need if k not in state]: raise ValueError(f"expected an I-JEPA predictor, got {len(state)} tensors without {lacks[0]}: {_few(list(state))}")
-    (width, dim), hidden = state[need[0]].shape, len(state[need[2]])
-    depth = 1 + max(int(m[1]) for k in state if (m := re.match(r'predictor_blocks\.(\d+)\.', k)))
+    (width, dim), depth, hidden = state[need[0]].shape, _count('predictor_blocks', state), len(state[need[2]])
     heads, notes = _told('heads', heads, known, lambda: _predictor_heads(dim, width, depth, hidden), 'of the published size')
     grid_from = pair(grid_from, 'grid_from') if grid_from else None
     grid = pair(grid, 'grid') if grid else positions_grid(state[need[1]], grid_from)[0]
@@ -369,14 +375,16 @@ def hf_config(
     return dict(hidden_size=vit.width, num_hidden_layers=vit.depth, num_attention_heads=vit.heads, intermediate_size=vit.blocks[0].mlp.fc1.out_features,
                 image_size=rows if rows == cols else [rows, cols], patch_size=vit.patch_size, num_channels=vit.in_chans, layer_norm_eps=vit.norm.eps)
 
-# %% ../nbs/17_pretrained.ipynb #baf7c6c9
+# %% ../nbs/17_pretrained.ipynb #2e5603ff
 def timm_config(
     vit: ViT, # to describe
 ) -> dict: # arguments of timm's VisionTransformer
-    "The configuration of a `ViT` for timm, which expects an eps of 1e-6."
+    "The configuration of a `ViT` for timm."
     hidden = vit.blocks[0].mlp.fc1.out_features
     return dict(img_size=vit.patch_embed.img_size, patch_size=vit.patch_size, in_chans=vit.in_chans, embed_dim=vit.width, depth=vit.depth, num_heads=vit.heads,
-                mlp_ratio=(hidden + .5)/vit.width, class_token=False, global_pool='avg', fc_norm=False, num_classes=0) # timm rounds the ratio down
+                mlp_ratio=(hidden + .5)/vit.width, # timm rounds the product down
+                class_token=False, global_pool='avg', fc_norm=False, num_classes=0,
+                norm_layer=partial(nn.LayerNorm, eps=vit.norm.eps))
 
 # %% ../nbs/17_pretrained.ipynb #b3a79f89
 STATISTICS = dict(training=((.485, .456, .406), (.229, .224, .225)), hf=((.5, .5, .5), (.5, .5, .5))) # mean and deviation of red, green, blue in [0, 1]

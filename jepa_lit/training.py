@@ -8,7 +8,7 @@ __all__ = ['CROP', 'MASKS', 'METHODS', 'RECIPES', 'FILES', 'schedule', 'param_gr
            'precision', 'located', 'interruptible', 'Run', 'moved', 'read_checkpoint', 'save_model', 'load_model',
            'load_run', 'record', 'curves_figure']
 
-# %% ../nbs/13_training.ipynb #fd318d2f
+# %% ../nbs/13_training.ipynb #280755c4
 import contextlib, difflib, json, math, os, platform, shlex, signal, subprocess, sys, time, typing, warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -27,7 +27,7 @@ from .ijepa import IJEPA, LOSSES
 from .lejepa import LeJEPA, projector
 from .masks import MultiBlock, Random, Rasterized, SingleBlock
 from .predictor import Predictor
-from .views import VIEWS, MultiCrop
+from .views import VIEWS, MultiCrop, as_pixels, crops
 
 # %% ../nbs/13_training.ipynb #6af81a4a
 def schedule(
@@ -113,11 +113,12 @@ class LeJEPARecipe(Recipe):
 
     least, shares, known = dict(global_views=1, local_views=0), ('lamb',), dict(views=VIEWS)
 
-# %% ../nbs/13_training.ipynb #efaec103
-CROP = dict(crop=dict(flip=0., jitter_p=0., grey=0., blur=0., solarize=0.)) # all the augmentation that the released I-JEPA has: a random crop
+# %% ../nbs/13_training.ipynb #ced0ca86
+_still = dict(flip=0., jitter_p=0., grey=0., blur=0., solarize=0.)
+CROP = dict(crop=_still, shift=dict(**_still, global_scale=(1., 1.), aspect=(1., 1.), slack=0., shift=.125, pad='zeros')) # all the augmentation that the released I-JEPA has is a random crop; for digits, a shift
 MASKS = dict(multiblock=MultiBlock, random=Random, block=SingleBlock, rasterized=Rasterized) # samplers that a recipe can name
 
-# %% ../nbs/13_training.ipynb #e47ec7f3
+# %% ../nbs/13_training.ipynb #9f89ddf0
 @dataclass(frozen=True)
 class IJEPARecipe(Recipe):
     "A recipe for `IJEPA`; the defaults are the digits'."
@@ -141,7 +142,7 @@ class IJEPARecipe(Recipe):
     target_aspect: tuple[float, ...] = (.75, 1.5) # least and greatest height over width of a target
     context_scale: tuple[float, ...] = (.85, 1.) # least and greatest area of the context block
     min_keep: int | None = None # fewest patches of a context; by the grid by default
-    max_context: int | None = None # most patches of a context; no limit by default
+    max_context: int | None = 24 # most patches of a context; no limit by default
     cut: str = 'random' # how contexts get one length in a batch: 'random', 'first' or 'pad'
     momentum: tuple[float, ...] = (.998, 1.) # of the target encoder, at the first and the last step
     loss: str = 'smooth_l1' # or 'l2'
@@ -237,7 +238,7 @@ def build(
         method = dict(lejepa=_lejepa, ijepa=_ijepa)[recipe.method](recipe, size, len(mean), Preprocess(size, mean, std))
     return method.to(memory_format=torch.channels_last)
 
-# %% ../nbs/13_training.ipynb #1a65d195
+# %% ../nbs/13_training.ipynb #e2dc3fb4
 def _lejepa(r, size, channels, preprocess):
     "LeJEPA on a residual network"
     views = MultiCrop(**{**VIEWS[r.views], 'global_views': r.global_views, 'local_views': r.local_views})
@@ -252,8 +253,8 @@ def _ijepa(r, size, channels, preprocess):
     predictor = Predictor(encoder.grid, r.width, r.predictor_width, r.predictor_depth, r.predictor_heads, shared_context=r.shared_context)
     masks = MASKS[r.masks](encoder.grid)
     if r.masks == 'multiblock': masks = MultiBlock(encoder.grid, r.n_targets, r.target_scale, r.target_aspect, r.context_scale, r.min_keep, r.cut, r.max_context)
-    views = None if r.views == 'none' else MultiCrop(**{**(VIEWS | CROP)[r.views], 'global_views': 1, 'local_views': 0})
-    augment = views and (lambda images, generator: views(images, generator)[0][0])
+    cfg = None if r.views == 'none' else MultiCrop(**(VIEWS | CROP)[r.views])
+    augment = cfg and (lambda images, generator: crops(as_pixels(images), cfg, 1, size, cfg.global_scale, generator))
     return IJEPA(encoder, predictor, masks, r.momentum, r.steps, r.loss, r.normalise, r.targets, preprocess, augment)
 
 # %% ../nbs/13_training.ipynb #9fec7c0f

@@ -18,13 +18,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from .encoder import unit
 
-# %% ../nbs/11_views.ipynb #61bb1894
+# %% ../nbs/11_views.ipynb #bfa0b19c
 def boxes(
     u: Float[Tensor, "n k 2"],  # uniform numbers in [0, 1]: k candidates of (area, aspect)
     image: tuple,               # height and width of the image, pixels
     scale: tuple,               # least and greatest area of the crop, as a share of the image
     aspect: tuple,              # least and greatest width/height of the crop, in pixels
     area: str = 'uniform',      # law of the area: 'uniform' or 'log' (log-uniform)
+    whole: bool = False,        # round to whole pixels
 ) -> tuple[Float[Tensor, "n 2"], Bool[Tensor, "n"]]:  # width and height, as shares of the image's; whether a candidate fitted
     "Sides of random crops: the first of k candidates that fits, else the largest possible."
     (lo, hi), (thin, wide), (h, w) = scale, aspect, image
@@ -33,11 +34,12 @@ def boxes(
     sides = torch.stack([(a*r).sqrt(), (a/r).sqrt()], -1)
     if hi > 1: return sides[:, 0], u.new_ones(len(u), dtype=torch.bool)
     pixels = sides.new_tensor([w, h])
-    sides = (sides*pixels).round()/pixels
+    if whole: sides = (sides*pixels).round()/pixels
     fits = ((sides <= 1) & (sides > 0)).all(-1)
     first = sides[torch.arange(len(u), device=u.device), fits.int().argmax(1)]
-    r = min(max(w/h, thin), wide)
-    largest = first.new_tensor([round(min(w, h*r))/w, round(min(h, w/r))/h])
+    r = min(max(w/h, thin), wide) * h/w
+    largest = first.new_tensor([min(1, r), min(1, 1/r)])
+    if whole: largest = (largest*pixels).round()/pixels
     return torch.where(fits.any(1)[:, None], first, largest), fits.any(1)
 
 # %% ../nbs/11_views.ipynb #79883711
@@ -299,7 +301,7 @@ def bend(
     if shrink > 1: x = F.adaptive_avg_pool2d(x, (h//shrink, w//shrink))
     return sample(x, theta, size, noise, cfg.pad, max(1, round(hi/shrink)))
 
-# %% ../nbs/11_views.ipynb #32d2809f
+# %% ../nbs/11_views.ipynb #9e2db9a4
 PIECE = dict(cpu=2**19)              # numbers in a piece; 2**26 on other devices
 
 def crops(
@@ -315,7 +317,7 @@ def crops(
     u, noise = torch.rand(n, 37, generator=generator), None
     if cfg.warp: noise = torch.randn(n, 2, cfg.warp_grid, cfg.warp_grid, generator=generator).to(device)*cfg.warp
     if cfg.bends or scale[1] > 1: return recolour(bend(x, u.to(device), cfg, size, scale, noise), u[:, 7:17], cfg)
-    sides, fitted = boxes(u[:, 17:].unflatten(1, (10, 2)), (h, w), scale, cfg.aspect, cfg.area)
+    sides, fitted = boxes(u[:, 17:].unflatten(1, (10, 2)), (h, w), scale, cfg.aspect, cfg.area, whole=True)
     length = (sides*torch.tensor([w, h])).round()
     room = torch.tensor([w, h]) - length
     start = torch.where(fitted[:, None], (u[:, :2]*(room+1)).floor().minimum(room), (room/2).floor())

@@ -8,28 +8,32 @@ from jepa_lit.data import load, normalisation
 from jepa_lit.training import Run, build, fit, load_model, load_run, read_checkpoint, recipe, save_model
 
 small = recipe('digits', widths=(8, 16), hidden=32, batch=32, global_views=2, slices=16, steps=8, precision='float32', checkpoint_every=3)
+ijepa = recipe('digits', method='ijepa', patch=8, width=16, depth=1, heads=2, predictor_width=8, predictor_depth=1, batch=32, steps=8, precision='float32', checkpoint_every=3, watch_every=4, final_weight_decay=.4)
+both = pytest.mark.parametrize('made', [small, ijepa], ids=['lejepa', 'ijepa'])
 data = load('digits').train
 def fresh(r=small): return build(r, 32, *normalisation(data))
 
 
-def test_resume_after_a_kill_is_exact(tmp_path):
+@both
+def test_resume_after_a_kill_is_exact(made, tmp_path):
     "SIGKILL leaves the last checkpoint; the resumed run ends with the same bits"
     code = f"""
 import os, signal
 from tests_helper import *
-run = Run.create({str(tmp_path/'run')!r}, small); log = run.log
+made = {made.method!r} == 'ijepa' and ijepa or small
+run = Run.create({str(tmp_path/'run')!r}, made); log = run.log
 def log_and_die(line):
     log(line)
     if line['step'] == 4: os.kill(os.getpid(), signal.SIGKILL)
 run.log = log_and_die
-fit(fresh(), data, small, run, progress=False)
+fit(fresh(made), data, made, run, progress=False)
 """
     (tmp_path/'tests_helper.py').write_text(f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom test_training import *\n")
     done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env={**os.environ, 'PYTHONPATH': os.pathsep.join([str(tmp_path), str(Path(__file__).parent.parent)])})
     assert done.returncode == -signal.SIGKILL
-    run, whole, part = Run.open(tmp_path/'run'), fresh(), fresh()
+    run, whole, part = Run.open(tmp_path/'run'), fresh(made), fresh(made)
     assert read_checkpoint(run.path/'checkpoint.pt')['step'] == 3
-    fit(whole, data, small, progress=False); fit(part, data, small, run, progress=False)
+    fit(whole, data, made, progress=False); fit(part, data, made, run, progress=False)
     for (k, a), b in zip(whole.state_dict().items(), part.state_dict().values()): assert torch.equal(a, b), k
     assert [l['step'] for l in run.lines()] == list(range(8))
 
@@ -104,3 +108,38 @@ def test_run_folder(tmp_path, unchecked):
     assert (tmp_path/'mine/thesis.txt').exists()
     (tmp_path/'run/recipe.json').write_text('{')
     with pytest.raises(ValueError, match='JSON'): Run.open(tmp_path/'run').recipe
+
+
+@both
+def test_model_file_alone_gives_the_method_back(made, tmp_path):
+    method = fresh(made); fit(method, data, replace(made, steps=2), progress=False)
+    save_model(method, made, tmp_path/'model.safetensors')
+    again, told = load_model(tmp_path/'model.safetensors')
+    assert told == made and torch.equal(again.embed(data.pixels[:8]), method.eval().embed(data.pixels[:8]))
+
+
+def test_watch_speaks_of_a_collapse():
+    "Weights that make all features equal: the log has the figures, the warning the words"
+    method = fresh(ijepa)
+    with torch.no_grad(): method.target.model.norm.weight.zero_(); method.encoder.norm.weight.zero_()
+    with pytest.warns(UserWarning, match='step 3: .*collapsed to a point'): fit(method, data, replace(ijepa, steps=4, lr=1e-9), progress=False)
+
+
+def test_watch_is_silent_otherwise(recwarn):
+    fit(fresh(), data, replace(small, watch_every=4), progress=False)
+    assert not [w for w in recwarn if 'collaps' in str(w.message)]
+
+
+def test_accumulation(unchecked):
+    "The same weights to rounding for I-JEPA; refused for LeJEPA, with the reason"
+    whole, parts = fresh(ijepa), fresh(ijepa)
+    fit(whole, data, replace(ijepa, steps=2), progress=False); fit(parts, data, replace(ijepa, steps=2, accumulate=3), progress=False)
+    for (k, a), b in zip(whole.state_dict().items(), parts.state_dict().values()): torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-4, msg=k)
+    with pytest.raises(ValueError, match='accumulate=2: .*SIGReg'): fit(fresh(), data, replace(small, accumulate=2), progress=False)
+
+
+@pytest.mark.parametrize('words, said', [(dict(lamb='.1'), "'lamb' belongs to method lejepa, not to ijepa"), (dict(patchh='4'), 'did you mean patch'), (dict(momentum='.9'), 'momentum has two numbers'),
+    (dict(momentum='.9,1.2'), r'lies in \[0, 1\]'), (dict(masks='blok'), 'did you mean block'), (dict(method='jepa'), 'did you mean'), (dict(target_scale='a,b'), 'numbers, separated by commas')])
+def test_ijepa_recipes_that_are_refused(words, said, unchecked):
+    with pytest.raises(ValueError, match=said) as e: recipe('digits', **{'method': 'ijepa', **words})
+    assert '\n' not in str(e.value)

@@ -1,0 +1,54 @@
+"""How the recipe of I-JEPA on the digits was chosen: `python results/ijepa-trials.py NAME ...`, from the root; three to six minutes each on one core.
+
+Each trial trains on four fifths of the training part and is scored on the last fifth, by the same probes as `jepa_lit_train`, with
+mean pooling. The test part is not touched. A line in ijepa-trials.jsonl holds the changes, the scores of the untrained and the trained
+target encoder, their health, and the loss beside its baselines every 20 steps.
+"""
+import json, sys, time
+import torch
+from jepa_lit.cli import splits_of
+from jepa_lit.collapse import health
+from jepa_lit.data import normalisation
+from jepa_lit.probes import few_label, linear
+from jepa_lit.training import Run, build, fit, recipe
+
+STEPS = 1200
+TRIALS = dict(
+    base={},
+    published=dict(patch_std=.02), std25=dict(patch_std=.25),
+    shift=dict(views='shift'), shared=dict(shared_context=True),
+    momentum996=dict(momentum=(.996, 1.)), momentum99=dict(momentum=(.99, 1.)), lr1=dict(lr=1e-3), lr25=dict(lr=2.5e-4),
+    context16=dict(max_context=16), context=dict(max_context=None), large=dict(target_scale=(.2, .3)),
+    batch128=dict(batch=128), wide=dict(predictor_width=96, predictor_heads=3), deep=dict(predictor_depth=4), l2=dict(loss='l2'), raw=dict(normalise=False),
+    pixels=dict(targets='pixels'), before=dict(targets='before'), random=dict(masks='random'),
+)
+
+class Log:
+    "What `fit` asks of a run, kept in memory"
+    def __init__(self): self.kept = []
+    def check(self, recipe): pass
+    def restore(self, method, opt): return 0
+    def save(self, *args): pass
+    def advice(self): return ''
+    def log(self, line): self.kept.append(line)
+
+@torch.no_grad()
+def scores(method, splits):
+    "Accuracies in percent and the health of the held-out embeddings"
+    a, b = [method.eval().embed(s.pixels) for s in (splits.train, splits.test)]
+    y, v = splits.train.labels, splits.test.labels
+    return {'all': round(100*linear(a, y, b, v), 2), '10 a class': round(100*few_label(a, y, b, v)[0], 2), **health(b)}
+
+def trial(name, seed=0, steps=STEPS, **changes):
+    made = recipe('digits', method='ijepa', seed=seed, steps=steps, threads=1, validate=True, watch_every=0, **changes)
+    splits, log = splits_of(made), Log()
+    method, began = build(made, 32, *normalisation(splits.train)), time.time()
+    before = scores(method, splits)
+    result = fit(method, splits.train, made, log, progress=False)
+    curve = [{k: round(l[k], 5) for k in ('step', 'loss', 'prediction', 'zero', 'feature_mean', 'position_mean') if k in l} for l in log.kept[::20]]
+    return dict(name=name, seed=seed, steps=steps, changes=changes, untrained=before, trained=scores(method, splits),
+                images_per_second=result['images_per_second'], seconds=round(time.time() - began), curve=curve)
+
+if __name__ == '__main__':
+    torch.set_num_threads(1)
+    for name in sys.argv[1:] or TRIALS: print(json.dumps(trial(name, **TRIALS[name])), flush=True)
