@@ -63,7 +63,7 @@ def _count(name, state):
     "How many blocks there are under a name"
     return len({m[1] for k in state if (m := re.match(rf'{name}\.(\d+)\.', k))})
 
-# %% ../nbs/17_pretrained.ipynb #5ef70290
+# %% ../nbs/17_pretrained.ipynb #24de022f
 def read_weights(
     path: str | Path, # .pth.tar, .pth, .pt, .bin or .safetensors; or a folder as transformers saves it
 ) -> dict: # names to tensors, or the outer dictionary of a checkpoint
@@ -79,7 +79,7 @@ def read_weights(
     except Exception as e:
         what = re.search(r'GLOBAL (\S+)', str(e))
         if what: raise ValueError(f"refused to read {path}: expected tensors alone, got a pickle that would call {what[1]}") from None
-        raise ValueError(f"cannot read {path}: expected a whole file of torch or safetensors, got {path.stat().st_size} bytes that are none ({type(e).__name__})") from None
+        raise ValueError(f"cannot read {path}: expected a file of torch or safetensors, got {path.stat().st_size} bytes of another kind or cut short ({type(e).__name__})") from None
     if not isinstance(state, dict): raise ValueError(f"expected a dictionary of tensors in {path}, got {type(state).__name__}")
     return state
 
@@ -141,7 +141,7 @@ def positions_grid(
     could = ' or '.join(f'{r}x{c}' for r, c in sorted(likely)) or 'no square'
     raise ValueError(f"cannot tell the grid of {n} trained positions ({could}): pass grid_from=(rows, columns)")
 
-# %% ../nbs/17_pretrained.ipynb #7154e89b
+# %% ../nbs/17_pretrained.ipynb #4e8df27a
 @dataclass(frozen=True, repr=False)
 class Report:
     "What became of the tensors of a checkpoint."
@@ -161,7 +161,9 @@ class Report:
     def _repr_markdown_(self): return '\n'.join(f'    {line}' for line in repr(self).splitlines())
 
     @property
-    def fits(self) -> bool: return not (self.missing or self.unexpected or self.mismatched)
+    def fits(self) -> bool:
+        "Nothing missing, nothing unexpected, every shape right"
+        return not (self.missing or self.unexpected or self.mismatched)
 
 # %% ../nbs/17_pretrained.ipynb #207e7ab2
 def _kind(t): return ('' if t.is_floating_point() else f'{t.dtype} ') + str(tuple(t.shape))

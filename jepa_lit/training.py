@@ -118,19 +118,20 @@ _still = dict(flip=0., jitter_p=0., grey=0., blur=0., solarize=0.)
 CROP = dict(crop=_still, shift=dict(**_still, global_scale=(1., 1.), aspect=(1., 1.), slack=0., shift=.125, pad='zeros')) # all the augmentation that the released I-JEPA has is a random crop; for digits, a shift
 MASKS = dict(multiblock=MultiBlock, random=Random, block=SingleBlock, rasterized=Rasterized) # samplers that a recipe can name
 
-# %% ../nbs/13_training.ipynb #9f89ddf0
+# %% ../nbs/13_training.ipynb #3b003667
 @dataclass(frozen=True)
 class IJEPARecipe(Recipe):
     "A recipe for `IJEPA`; the defaults are the digits'."
     method: str = 'ijepa' # one of `METHODS`
-    steps: int = 3000 # optimizer steps
+    steps: int = 4000 # optimizer steps
+    batch: int = 32 # images a step
     lr: float = 5e-4 # peak learning rate of AdamW
     weight_decay: float = 0.04 # at the first step, on matrices and kernels only
     patch: int = 4 # side of a patch in pixels
     width: int = 96 # of the encoder
     depth: int = 4 # blocks of the encoder
     heads: int = 3 # of the encoder
-    patch_std: float = .15 # initial deviation of the patch projection
+    patch_std: float | None = None # initial deviation of the patch projection; 1.2/sqrt(values of a patch) by default, which is .3 for the digits
     checkpoint: bool = False # recompute the encoder's blocks in the backward pass: less memory, more time
     predictor_width: int = 48 # inside the predictor
     predictor_depth: int = 2 # blocks of the predictor
@@ -174,8 +175,9 @@ def one_of(
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
     raise ValueError(f"unknown {what} '{given}': {hint}")
 
-# %% ../nbs/13_training.ipynb #9900bef6
+# %% ../nbs/13_training.ipynb #d82b6c99
 _natural = dict(views='natural', global_views=2, local_views=6, lamb=.05, stem=2, batch=128, lr=2e-3, out=64, steps=3000, layers=3)
+_vit = dict(width=192, depth=6, predictor_width=96, predictor_depth=4, predictor_heads=3, views='crop', batch=128, steps=5000, max_context=None, momentum=(.996, 1.), final_weight_decay=.4)
 RECIPES = {
     'lejepa': {
         'digits': {},
@@ -188,6 +190,12 @@ RECIPES = {
     },
     'ijepa': {
         'digits': {},
+        'fashion_mnist': dict(batch=128),
+        'mnist': dict(batch=128),
+        'cifar10': _vit,
+        'stl10': {**_vit, 'patch': 8},
+        'imagenette': {**_vit, 'patch': 16},
+        'folder': {**_vit, 'patch': 8, 'batch': 64},
     },
 } # what differs from the defaults, by method and data set
 
@@ -238,7 +246,7 @@ def build(
         method = dict(lejepa=_lejepa, ijepa=_ijepa)[recipe.method](recipe, size, len(mean), Preprocess(size, mean, std))
     return method.to(memory_format=torch.channels_last)
 
-# %% ../nbs/13_training.ipynb #e2dc3fb4
+# %% ../nbs/13_training.ipynb #a7f6f1fd
 def _lejepa(r, size, channels, preprocess):
     "LeJEPA on a residual network"
     views = MultiCrop(**{**VIEWS[r.views], 'global_views': r.global_views, 'local_views': r.local_views})
@@ -249,7 +257,8 @@ def _lejepa(r, size, channels, preprocess):
 
 def _ijepa(r, size, channels, preprocess):
     "I-JEPA on a vision transformer"
-    encoder = ViT(size, r.patch, r.width, r.depth, r.heads, in_chans=channels, patch_std=r.patch_std, checkpoint=r.checkpoint)
+    patch_std = 1.2/(channels*r.patch**2)**.5 if r.patch_std is None else r.patch_std
+    encoder = ViT(size, r.patch, r.width, r.depth, r.heads, in_chans=channels, patch_std=patch_std, checkpoint=r.checkpoint)
     predictor = Predictor(encoder.grid, r.width, r.predictor_width, r.predictor_depth, r.predictor_heads, shared_context=r.shared_context)
     masks = MASKS[r.masks](encoder.grid)
     if r.masks == 'multiblock': masks = MultiBlock(encoder.grid, r.n_targets, r.target_scale, r.target_aspect, r.context_scale, r.min_keep, r.cut, r.max_context)

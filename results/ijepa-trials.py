@@ -12,16 +12,13 @@ from jepa_lit.data import normalisation
 from jepa_lit.probes import few_label, linear
 from jepa_lit.training import Run, build, fit, recipe
 
-STEPS = 1200
+STEPS = 2000
 TRIALS = dict(
-    base={},
-    published=dict(patch_std=.02), std25=dict(patch_std=.25),
-    shift=dict(views='shift'), shared=dict(shared_context=True),
-    momentum996=dict(momentum=(.996, 1.)), momentum99=dict(momentum=(.99, 1.)), lr1=dict(lr=1e-3), lr25=dict(lr=2.5e-4),
-    context16=dict(max_context=16), context=dict(max_context=None), large=dict(target_scale=(.2, .3)),
-    batch128=dict(batch=128), wide=dict(predictor_width=96, predictor_heads=3), deep=dict(predictor_depth=4), l2=dict(loss='l2'), raw=dict(normalise=False),
-    pixels=dict(targets='pixels'), before=dict(targets='before'), random=dict(masks='random'),
-)
+    base={}, published=dict(patch_std=.02), std15=dict(patch_std=.15), std6=dict(patch_std=.6), batch64=dict(batch=64, steps=1000), batch128=dict(batch=128, steps=500),
+    lr1=dict(lr=1e-3), lr25=dict(lr=2.5e-4), momentum99=dict(momentum=(.99, 1.)), momentum9995=dict(momentum=(.9995, 1.)), still=dict(momentum=(1., 1.)),
+    shift=dict(views='shift'), raw=dict(normalise=False), l2=dict(loss='l2'), context=dict(max_context=None), first=dict(cut='first'), shared=dict(shared_context=True),
+    wide=dict(predictor_width=96, predictor_heads=3), deep=dict(predictor_depth=4), small=dict(target_scale=(.05, .1)), large=dict(target_scale=(.2, .3)),
+    one=dict(n_targets=1), random=dict(masks='random'), block=dict(masks='block'), pixels=dict(targets='pixels'), before=dict(targets='before'))
 
 class Log:
     "What `fit` asks of a run, kept in memory"
