@@ -111,7 +111,7 @@ def architecture(
     if p != q: raise ValueError(f"expected square patches, got {p}x{q} pixels")
     return dict(dim=dim, depth=_count('blocks', shape), hidden=shape[need[2]][0], patch_size=p, in_chans=channels, n=shape[need[0]][1])
 
-# %% ../nbs/17_pretrained.ipynb #600a83d2
+# %% ../nbs/17_pretrained.ipynb #20e07447
 def published_heads(
     dim: int, # width of the encoder
     depth: int, # blocks
@@ -120,9 +120,9 @@ def published_heads(
     "The heads of a published size; any other is asked for, because weights of every number of heads have the same shapes."
     for d, l, g, ratio in SIZES.values():
         if (dim, depth, hidden) == (d, l, round(d*ratio)): return g
-    raise ValueError(f"cannot tell the heads of width {dim}, depth {depth} and hidden width {hidden}, which is no published size: pass heads=, a divisor of {dim}")
+    raise ValueError(f"cannot tell the heads of width {dim}, depth {depth} and hidden width {hidden}, which is no published size: pass heads= (a divisor of {dim}), or the model in place of its tensors")
 
-# %% ../nbs/17_pretrained.ipynb #cf23c8f9
+# %% ../nbs/17_pretrained.ipynb #fe4baf80
 def positions_grid(
     positions: Tensor, # of a checkpoint (1 n d)
     grid_from: tuple[int, int] | None = None, # rows and columns, where known
@@ -134,7 +134,8 @@ def positions_grid(
     if grid_from and grid_from not in grids: raise ValueError(f"expected grid_from to hold the {n} positions of the checkpoint, got {grid_from[0]}x{grid_from[1]}")
     if d % 4 == 0 and not positions.is_meta:
         for grid in [grid_from] if grid_from else grids:
-            if torch.allclose(positions[0].float().cpu(), sincos_2d(grid, d), rtol=0, atol=.02): return grid, True    # bfloat16 rounds by 0.004
+            sines = sincos_2d(grid, d)
+            if torch.allclose(positions[0].to(sines), sines, rtol=0, atol=.02): return grid, True     # bfloat16 rounds by 0.004
     if grid_from: return grid_from, False
     likely = {g for g in (grid_to, (math.isqrt(n),)*2) if g in grids}
     if len(likely) == 1: return likely.pop(), False
@@ -328,13 +329,13 @@ def load_predictor(
     if said: warnings.warn(said, stacklevel=2)
     return _filled(lambda: Predictor(grid, dim, width, depth, heads, hidden/width, shared_context), state, eps, grid_from, False, strict, (*notes, *filter(None, [said])))
 
-# %% ../nbs/17_pretrained.ipynb #653d440e
+# %% ../nbs/17_pretrained.ipynb #a851c1b5
 PREDICTORS = {(768, 384, 6): 12, (1024, 384, 12): 16, (1280, 384, 12): 16, (1408, 384, 16): 16} # dim of the encoder, width, depth: heads
 
 def _predictor_heads(dim, width, depth, hidden):
     "The heads of a published predictor, or a question"
     if hidden == 4*width and (dim, width, depth) in PREDICTORS: return PREDICTORS[dim, width, depth]
-    raise ValueError(f"cannot tell the heads of a predictor of width {width} and depth {depth}, which is no published size: pass heads=, a divisor of {width}")
+    raise ValueError(f"cannot tell the heads of a predictor of width {width} and depth {depth}, which is no published size: pass heads= (a divisor of {width})")
 
 # %% ../nbs/17_pretrained.ipynb #95b423d8
 def to_hf(

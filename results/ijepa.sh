@@ -4,4 +4,5 @@
 set -e
 for seed in 0 1 2; do
     jepa_lit_train --method ijepa --seed $seed --threads 1 --quiet --overwrite --out results/ijepa/seed$seed
+    python results/thin.py results/ijepa/seed$seed/log.jsonl
 done
