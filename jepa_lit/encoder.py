@@ -112,7 +112,7 @@ def initialise(
         for layer in (block.attn.proj, block.mlp.fc2): layer.weight.data.div_((2*l)**.5)
     return module
 
-# %% ../nbs/02_encoder.ipynb #d9a0255a
+# %% ../nbs/02_encoder.ipynb #00966a28
 class ViT(nn.Module):
     "A vision transformer without class token that encodes all patches, or only those kept."
     def __init__(self,
@@ -151,9 +151,8 @@ class ViT(nn.Module):
         "What the first block reads: projected patches with their positions, those kept."
         if keep is None and mask is not None: raise ValueError("expected mask only together with keep, got mask alone")
         x = self.patch_embed(x) + self.pos_embed
-        if keep is None: return x
-        check_index(keep, x.shape[1], len(x), mask)
-        return take(x, keep)
+        if keep is not None: check_index(keep, x.shape[1], len(x), mask)
+        return x if keep is None else take(x, keep)
 
 # %% ../nbs/02_encoder.ipynb #4f84a33b
 SIZES = dict(tiny=(192, 12, 3, 4), small=(384, 12, 6, 4), base=(768, 12, 12, 4), # width, depth, heads, mlp ratio

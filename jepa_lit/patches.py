@@ -13,13 +13,13 @@ from einops import rearrange
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 
-# %% ../nbs/01_patches.ipynb #0ecaf809
+# %% ../nbs/01_patches.ipynb #98358bc1
 def pair(
     size: int | Sequence[int], # a side, or (height, width)
     name: str = 'size', # what it is, for the message
 ) -> tuple[int, int]: # (height, width), both at least 1
     "A square's side, or a rectangle's two sides, as a pair."
-    both = (size, size) if isinstance(size, int) else tuple(size)
+    both = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, Sequence) else ()
     if len(both) != 2 or not all(isinstance(s, int) and s > 0 for s in both):
         raise ValueError(f"expected {name} as a positive integer or two of them, got {size!r}")
     return both
@@ -59,7 +59,7 @@ def unpatchify(
         raise ValueError(f"expected patches (b {n} {k}) for a grid of {rows}x{cols}, {channels} channels and patch size {patch}, got shape {tuple(patches.shape)}")
     return rearrange(patches, 'b (r s) (c p q) -> b c (r p) (s q)', r=rows, c=channels, p=patch)
 
-# %% ../nbs/01_patches.ipynb #91112082
+# %% ../nbs/01_patches.ipynb #22c1fcbf
 class PatchEmbed(nn.Module):
     "Project every patch to a token: a convolution whose stride is its kernel."
     def __init__(self,
@@ -77,6 +77,7 @@ class PatchEmbed(nn.Module):
         "Tokens of a batch of images."
         c, h, w = want = (self.in_chans, *self.img_size)
         if x.ndim != 4 or x.shape[1:] != want: raise ValueError(f"expected images (b {c} {h} {w}), got shape {tuple(x.shape)}")
+        if not x.is_floating_point(): raise TypeError(f"expected floating-point images, got {x.dtype}")
         return self.proj(x).flatten(2).transpose(1, 2)
 
 # %% ../nbs/01_patches.ipynb #2a050cbe
@@ -118,7 +119,7 @@ def take(
     first = torch.arange(len(x), device=x.device)[:, None]*x.shape[1]
     return x.flatten(0, 1).index_select(0, (index + first).flatten()).unflatten(0, index.shape)
 
-# %% ../nbs/01_patches.ipynb #ee4bff8f
+# %% ../nbs/01_patches.ipynb #ebf25608
 def check_index(
     index: Tensor, # patch indices, int64 (b k)
     n: int, # patches there are
@@ -127,6 +128,8 @@ def check_index(
     name: str = 'keep', # for the message
 ) -> None:
     "Refuse patch indices of another type or shape; on the CPU also those out of range, repeated, or all padding."
+    for what, given in ((name, index), ('mask', mask)):
+        if given is not None and not isinstance(given, Tensor): raise TypeError(f"expected {what} as a tensor, got {type(given).__name__}")
     if index.dtype != torch.int64: raise TypeError(f"expected {name} as int64 patch indices, got {index.dtype}")
     if index.ndim != 2 or len(index) != batch or not index.numel():
         raise ValueError(f"expected {name} as patch indices ({batch} k) with k of at least 1, got shape {tuple(index.shape)}")

@@ -301,8 +301,8 @@ def bend(
     if shrink > 1: x = F.adaptive_avg_pool2d(x, (h//shrink, w//shrink))
     return sample(x, theta, size, noise, cfg.pad, max(1, round(hi/shrink)))
 
-# %% ../nbs/11_views.ipynb #9e2db9a4
-PIECE = dict(cpu=2**19)              # numbers in a piece; 2**26 on other devices
+# %% ../nbs/11_views.ipynb #44a7c0a7
+PIECE = dict(cpu=2**20)              # numbers in a piece; 2**26 on other devices
 
 def crops(
     x: Float[Tensor, "b c h w"],     # pixels in [0, 1]

@@ -95,6 +95,14 @@ def test_indices_of_other_devices_are_judged_by_shape_alone():
     with pytest.raises(TypeError, match='int64'): check_index(bad.int(), 4, 2)
 
 
+def test_indices_of_a_wrong_type(unchecked):
+    good = torch.tensor([[0, 1]])
+    for a, kw in (([[0, 1]], {}), (good.numpy(), {}), (good.float(), {}), (good > 0, {}), (good, dict(mask=[[True, True]]))):
+        with pytest.raises(TypeError) as e: check_index(a, 4, 1, **kw)
+        assert '\n' not in str(e.value) and 'expected' in str(e.value)
+    with pytest.raises(TypeError, match='uint8'): PatchEmbed(8, 4, 1, 8)(torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
+
+
 @pytest.mark.parametrize('index,mask,says', [
     ([[0, 4], [1, 2]], None, 'between 0 and 3, got 4'), ([[0, -1], [1, 2]], None, 'got -1'), ([[0, 1], [2, 2]], None, 'twice for image 1'),
     ([[0, 1], [2, 2]], [[1, 1], [1, 1]], 'twice for image 1'), ([[0, 1], [2, 2]], [[0, 0], [1, 0]], 'none for image 0'), ([[0, 9], [2, 2]], [[1, 0], [1, 0]], 'got 9')])
@@ -113,7 +121,7 @@ def test_good_indices_pass():
 
 def test_misuse_is_one_line(unchecked):
     x = torch.zeros(1, 3, 8, 8)
-    for f, a in ((pair, ((1, 2, 3),)), (pair, (0,)), (grid_of, (8, 3)), (grid_of, (8, 0)), (patchify, (x[0], 4)), (patchify, (x, 5)), (unpatchify, (x, 4, 2)),
+    for f, a in ((pair, ((1, 2, 3),)), (pair, (0,)), (pair, (2.,)), (pair, (None,)), (grid_of, (8, 3)), (grid_of, (8, 0)), (patchify, (x[0], 4)), (patchify, (x, 5)), (unpatchify, (x, 4, 2)),
                  (unpatchify, (torch.zeros(1, 4, 48), 4, 3)), (PatchEmbed, ((8, 9), 4, 3, 8)), (sincos_2d, (3, 6)), (sincos_2d, (3, 0)),
                  (resize_positions, (torch.zeros(9, 4), 4, 2)), (resize_positions, (torch.zeros(2, 9, 4), 3, 2)), (PatchEmbed(8, 4, 3, 8), (x[:, :1],))):
         with pytest.raises(ValueError) as e: f(*a)
