@@ -119,7 +119,7 @@ def take(
     first = torch.arange(len(x), device=x.device)[:, None]*x.shape[1]
     return x.flatten(0, 1).index_select(0, (index + first).flatten()).unflatten(0, index.shape)
 
-# %% ../nbs/01_patches.ipynb #ebf25608
+# %% ../nbs/01_patches.ipynb #1e4506c7
 def check_index(
     index: Tensor, # patch indices, int64 (b k)
     n: int, # patches there are
@@ -135,6 +135,7 @@ def check_index(
         raise ValueError(f"expected {name} as patch indices ({batch} k) with k of at least 1, got shape {tuple(index.shape)}")
     if mask is not None and (mask.dtype != torch.bool or mask.shape != index.shape):
         raise ValueError(f"expected mask as bool {tuple(index.shape)}, like {name}, got {mask.dtype} {tuple(mask.shape)}")
+    if torch.compiler.is_compiling(): return                                   # a graph has no branches on values
     if index.device.type == 'cpu' and (mask is None or mask.device.type == 'cpu'): _check_values(index, n, mask, name)
 
 # %% ../nbs/01_patches.ipynb #b8c96526

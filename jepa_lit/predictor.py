@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['Predictor']
 
-# %% ../nbs/04_predictor.ipynb #6b5437f1
+# %% ../nbs/04_predictor.ipynb #66ba089c
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from .encoder import Block, attend, initialise
-from .patches import check_index, pair, sincos_2d
+from .patches import check_index, pair, sincos_2d, take
 
 # %% ../nbs/04_predictor.ipynb #b860eea2
 def _layer(
@@ -39,7 +39,7 @@ def _stack(y, k, m):
     context = y[:, None, :, :k].expand(-1, m, -1, -1, -1)
     return torch.cat([context, rearrange(y[:, :, k:], 'b g (m t) e -> b m g t e', m=m)], 3).flatten(0, 1)
 
-# %% ../nbs/04_predictor.ipynb #fdc49a4d
+# %% ../nbs/04_predictor.ipynb #874a887f
 class Predictor(nn.Module):
     "A narrow transformer that predicts the encoder's output at target patches from its output at context patches."
     def __init__(self,
@@ -71,8 +71,8 @@ class Predictor(nn.Module):
     ) -> Tensor: # predictions (m b t dim), in the order of the targets
         "Predict every target block by itself."
         _check(self, z, context, targets, mask)
-        pos, form = self.predictor_pos_embed[0], _shared if self.shared_context else _published
-        x = form(self.predictor_blocks, self.predictor_embed(z) + pos[context], self.mask_token + pos[targets], mask)
+        pos, form = self.predictor_pos_embed, _shared if self.shared_context else _published
+        x = form(self.predictor_blocks, self.predictor_embed(z) + take(pos, context), self.mask_token + take(pos, targets), mask)
         return self.predictor_proj(self.predictor_norm(x))
 
     def extra_repr(self): return f"grid={self.grid}, dim={self.dim}, width={self.width}, heads={self.heads}, shared_context={self.shared_context}"

@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest, torch
 from safetensors import safe_open
 from jepa_lit.encoder import Preprocess, ViT
-from jepa_lit.ijepa import IJEPA, gather, standardise
+from jepa_lit.ijepa import IJEPA, standardise
 from jepa_lit.masks import Masks, MultiBlock
+from jepa_lit.patches import take
 from jepa_lit.predictor import Predictor
 
 files = sorted((Path(__file__).parent/'parity').glob('ijepa_*.safetensors'))
@@ -109,4 +110,4 @@ def test_preprocess_and_augment():
 
 def test_targets_are_constants():
     h = torch.randn(2, 24, 16)
-    assert torch.allclose(gather(standardise(h), torch.tensor([[[3], [7]]])).mean(), torch.tensor(0.), atol=1e-6)
+    assert torch.allclose(take(standardise(h), torch.tensor([[[3], [7]]])).mean(), torch.tensor(0.), atol=1e-6)
