@@ -5,112 +5,207 @@
 # %% auto #0
 __all__ = ['directions', 'sigreg', 'SIGReg']
 
-# %% ../nbs/10_sigreg.ipynb #e0211a9f
+# %% ../nbs/10_sigreg.ipynb #87531563
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
+from torch.quasirandom import SobolEngine
 from .data import generator as seeded
 from .normality import quadrature
 
-# %% ../nbs/10_sigreg.ipynb #81ae3b01
+# %% ../nbs/10_sigreg.ipynb #2bd30368
+def _gaussian(d, s, generator): return torch.randn(d, s, generator=generator)
+
+def _orthogonal(d, s, generator):
+    "Columns of random rotations: the signs make the decomposition unique, and so uniform"
+    q, r = torch.linalg.qr(torch.randn(-(-s//d), d, min(d, s), generator=generator))
+    q = q*r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
+    return q.movedim(0, 1).reshape(d, -1)[:, :s]
+
+def _sobol(d, s, generator):
+    if d > (most := SobolEngine.MAXDIM): raise ValueError(f"Sobol's sequence has at most {most} dimensions, got d={d}")
+    seed = int(torch.randint(2**31, (), generator=generator))
+    u = SobolEngine(d, scramble=True, seed=seed).draw(s, dtype=torch.float64)
+    return torch.special.ndtri(u.clamp(2**-31, 1 - 2**-31)).T.float()
+
+_SAMPLERS = dict(gaussian=_gaussian, orthogonal=_orthogonal, sobol=_sobol)
+
+# %% ../nbs/10_sigreg.ipynb #ed94a6ec
 def directions(
     d: int, # width of the embedding
     s: int, # number of slices
     generator: torch.Generator | None = None, # source of randomness, on the CPU; torch's global one by default
-) -> Float[Tensor, "d s"]: # unit columns, uniform on the sphere
+    sampler: str = 'gaussian', # 'gaussian' (independent), 'orthogonal' (blocks at right angles) or 'sobol' (evenly spread)
+) -> Float[Tensor, "d s"]: # unit columns, each uniform on the sphere
     "Draw `s` random unit directions in `d` dimensions (Balestriero and LeCun 2025, section 4.3)."
     if d < 1 or s < 1: raise ValueError(f"directions needs at least one dimension and one slice, got d={d}, s={s}")
-    return F.normalize(torch.randn(d, s, generator=generator), dim=0)
+    if sampler not in _SAMPLERS: raise ValueError(f"sampler must be one of {', '.join(_SAMPLERS)}, got {sampler!r}")
+    return F.normalize(_SAMPLERS[sampler](d, s, generator), dim=0)
 
-# %% ../nbs/10_sigreg.ipynb #ac378e57
-def _waves(
-    p: Tensor, # projections (... n s)
+# %% ../nbs/10_sigreg.ipynb #df9a47d1
+def _stepping(
+    p: Tensor, # projections (... s n)
     step: float, # distance between knots
     knots: int, # how many knots, the first at 0
 ):
-    "Yield `cos(t_k p)` and `sin(t_k p)` for the knots after 0, by Chebyshev's recurrence"
-    c1, s1 = torch.cos(step*p), torch.sin(step*p)
-    c, s, c0, s0 = c1, s1, torch.ones_like(p), torch.zeros_like(p)
-    for _ in range(knots - 1):
+    "Yield `cos(t_k p)` and `sin(t_k p)` for the knots after 0, times `_signs`; each overwrites the last but one"
+    p = step*p
+    c, s, c0, s0 = p.cos(), p.sin(), torch.ones_like(p), torch.zeros_like(p)
+    two = 2*c, -2*c
+    for k in range(1, knots):
         yield c, s
-        c, c0 = torch.addcmul(-c0, c1, c, value=2), c
-        s, s0 = torch.addcmul(-s0, c1, s, value=2), s
+        if k < knots - 1: c, c0, s, s0 = c0.addcmul_(two[k % 2], c), c, s0.addcmul_(two[k % 2], s), s
 
-# %% ../nbs/10_sigreg.ipynb #88b75e1f
+def _signs(knots): return [1. if k % 4 < 2 else -1. for k in range(1, knots)]
+
+# %% ../nbs/10_sigreg.ipynb #3846c063
+def _halving(p, step, knots):
+    "The same waves, with their true signs, in two lists: shallow formulas for a compiler"
+    p = step*p
+    c, s, one, nil = [p.cos()], [p.sin()], torch.ones_like(p), torch.zeros_like(p)
+    two = [2*c[0]]
+    for k in range(2, knots):
+        m, odd = divmod(k, 2)                                    # entry k - 1 holds knot k
+        c.append(two[m + odd - 1]*c[m - 1] - (c[0] if odd else one))
+        s.append(two[m + odd - 1]*s[m - 1] + (s[0] if odd else nil))
+        two.append(2*c[k - 1])
+    return c, s
+
+# %% ../nbs/10_sigreg.ipynb #bfb8da52
+def _sums(p, step, knots):
+    "Sums over the samples of cosine and sine at each knot after 0, (2 q-1 ... s)"
+    if torch.compiler.is_compiling(): return torch.stack([torch.stack([x.sum(-1) for x in xs]) for xs in _halving(p, step, knots)])
+    sums = [torch.stack([c.sum(-1), s.sum(-1)]) for c, s in _stepping(p, step, knots)]
+    return torch.stack([sign*x for sign, x in zip(_signs(knots), sums)], 1)
+
+def _slope(out, p, cos, sin, step, knots):
+    "Add to `out` the waves weighted with `cos` and `sin` (q-1 ... s 1)"
+    if torch.compiler.is_compiling():                             # a step of the other sign: or it would store the waves of `_sums` to reuse them
+        return out.add_(sum(a*c - b*s for a, b, c, s in zip(cos, sin, *_halving(p, -step, knots))))
+    for sign, a, b, (c, s) in zip(_signs(knots), cos, sin, _stepping(p, step, knots)): out.addcmul_(c, a, value=sign).addcmul_(s, b, value=sign)
+
+def _rows(p):
+    "How many slices of (... s n) fit a cache together; a compiler sees to that by itself, an accelerator likes large pieces"
+    if torch.compiler.is_compiling(): return p.shape[-2]
+    return max(1, (2**17 if p.device.type == 'cpu' else 2**24)*p.shape[-2]//p.numel())
+
+# %% ../nbs/10_sigreg.ipynb #34a9793e
 class _Means(torch.autograd.Function):
     "Sums over the samples of cosine and sine at each knot after 0, `(2 q-1 ... s)`; recomputes instead of storing"
     @staticmethod
     def forward(ctx, p, step, knots):
         ctx.save_for_backward(p); ctx.step, ctx.knots = step, knots
-        cs, ss = zip(*[(c.sum(-2), s.sum(-2)) for c, s in _waves(p, step, knots)])
-        return torch.stack([torch.stack(cs), torch.stack(ss)])
+        return torch.cat([_sums(b, step, knots) for b in p.split(_rows(p), -2)], -1)
 
     @staticmethod
     def backward(ctx, grad):
-        p, = ctx.saved_tensors
-        out = torch.zeros_like(p)
-        for k, (c, s) in enumerate(_waves(p, ctx.step, ctx.knots)):
-            t = (k + 1)*ctx.step
-            out.addcmul_(s, (-t*grad[0, k]).unsqueeze(-2)).addcmul_(c, (t*grad[1, k]).unsqueeze(-2))
+        (p,), step, knots, r = ctx.saved_tensors, ctx.step, ctx.knots, _rows(ctx.saved_tensors[0])
+        out, t = torch.zeros_like(p), step*torch.arange(1, knots, dtype=p.dtype, device=p.device)
+        grad = grad*t.view(-1, *[1]*(grad.ndim - 2))               # d cos(tp) = -t sin(tp) dp, d sin(tp) = t cos(tp) dp
+        for o, b, (cos, sin) in zip(out.split(r, -2), p.split(r, -2), grad.unsqueeze(-1).split(r, -2)): _slope(o, b, sin, -cos, step, knots)
         return out, None, None
 
-# %% ../nbs/10_sigreg.ipynb #86ad64d8
+# %% ../nbs/10_sigreg.ipynb #547b1d85
+def _look(x, check): return check or (check is None and x.device.type == 'cpu' and not torch.compiler.is_compiling())
+
+def _check(z, check=None, least=2):
+    "One-line errors for embeddings that cannot be tested: type and shape always, values where looking costs no waiting"
+    if not isinstance(z, Tensor): raise TypeError(f"SIGReg expects a tensor of embeddings, got {type(z).__name__}")
+    if z.ndim not in (2, 3) or 0 in z.shape: raise ValueError(f"SIGReg expects embeddings (n d) or (v n d), got shape {tuple(z.shape)}")
+    if not z.is_floating_point(): raise TypeError(f"SIGReg expects floating-point embeddings, got {z.dtype}")
+    if z.shape[-2] < least: raise ValueError(f"SIGReg needs at least {least} samples a view, got {z.shape[-2]}")
+    if _look(z, check) and not z.isfinite().all():
+        raise FloatingPointError(f"SIGReg expects finite embeddings, got {int((~z.isfinite()).sum())} NaN or infinite values of {z.numel()}")
+
+def _check_directions(a, z, check):
+    "One-line errors for directions that are none"
+    if not isinstance(a, Tensor) or not a.is_floating_point(): raise TypeError(f"directions must be a floating-point tensor, got {getattr(a, 'dtype', type(a).__name__)}")
+    if a.ndim != 2 or len(a) != z.shape[-1] or 0 in a.shape: raise ValueError(f"directions must have shape (d s) with d={z.shape[-1]} and a slice or more, got {tuple(a.shape)}")
+    if _look(a, check) and not (off := (a.float().norm(dim=0) - 1).abs().max()) < .01: raise ValueError(f"directions must be unit columns, got lengths up to {off:.3g} off")
+
+# %% ../nbs/10_sigreg.ipynb #a6bda8b9
+def _check_eps(eps):
+    if eps is not None and not 0 < eps < float('inf'): raise ValueError(f"eps must be positive, or None, got {eps}")
+
+def _apart(z, eps, reduce):
+    "Each coordinate centred and divided by its deviation, and the mean over coordinates of mean² + (1 - deviation)²"
+    sums = torch.cat([z.sum(-2).flatten(), z.new_full((1,), z.shape[-2])])
+    if reduce is not None: sums = reduce(sums)
+    n, mean = sums[-1], (sums[:-1]/sums[-1]).view_as(z[..., 0, :])
+    z = z - mean.unsqueeze(-2)
+    square = z.square().sum(-2)
+    dev = ((square if reduce is None else reduce(square))/n + eps).sqrt()
+    return z/dev.detach().unsqueeze(-2), (mean**2 + (1 - dev)**2).mean()
+
+# %% ../nbs/10_sigreg.ipynb #49d8cc82
 def sigreg(
     z: Float[Tensor, "*v n d"], # embeddings (n d), or (v n d) for v views
     directions: Float[Tensor, "d s"], # unit directions, as columns
     knots: int = 17, # quadrature knots on [0, t_max], at least 3
-    t_max: float = 3.0, # end of the integral
+    t_max: int | float = 3.0, # end of the integral
     reduce = None, # sums a tensor over processes, differentiably; None for one process
-) -> Float[Tensor, ""]: # the statistic times n, averaged over slices and views
+    times_n: bool = True, # multiply by the number of samples, as published
+    debiased: bool = False, # estimate the distance of the laws without bias: 0 for Gaussian samples instead of `healthy`
+    eps: int | float | None = None, # centre and scale first, with this added to the variances, and charge for both apart
+    check: bool | None = None, # look at values too, not only at shapes; by default on the CPU alone
+) -> Float[Tensor, ""]: # the statistic, averaged over slices and views
     "Mean Epps-Pulley statistic of `z` along `directions` (Balestriero and LeCun 2025, Definition 2)."
-    dtype = torch.promote_types(z.dtype, torch.float32)
+    _check(z, check, 2 if reduce is None else 1); _check_directions(directions, z, check); _check_eps(eps); quadrature(knots, t_max)
+    step, n, dtype = t_max/(knots - 1), z.shape[-2], torch.promote_types(z.dtype, torch.float32)
     with torch.autocast(z.device.type, enabled=False):
-        p = z.to(dtype) @ directions.to(z.device, dtype)
-        t, w = quadrature(knots, t_max, dtype=dtype, device=z.device)
-        sums = _Means.apply(p, t_max/(knots - 1), knots)                  # (2 q-1 *v s)
-        n = z.shape[-2]
-        if reduce is not None: sums, n = reduce(sums), reduce(sums.new_tensor(float(n)))
-        shape = (-1,) + (1,)*(sums.ndim - 2)
-        target, w = torch.exp(-t[1:]**2/2).view(shape), w[1:].view(shape)
+        z, apart = (z.to(dtype), 0.) if eps is None else _apart(z.to(dtype), eps, reduce)
+        sums = _Means.apply(directions.to(z.device, dtype).mT @ z.mT, step, knots)          # (2 q-1 *v s)
+        if reduce is not None:
+            both = reduce(torch.cat([sums.flatten(), sums.new_full((1,), n)]))
+            sums, n = both[:-1].view_as(sums), both[-1]
+        t = (step*torch.arange(1, knots, dtype=dtype, device=z.device)).view(-1, *[1]*(sums.ndim - 2))
+        target = torch.exp(-t**2/2)
+        w = 2*step*target*torch.where(t < (knots - 1.5)*step, 1., .5)                       # the trapezoid rule: half at the end
         cos, sin = sums/n
-        return n*(w*((cos - target)**2 + sin**2)).sum(0).mean()
+        gap = (cos - target)**2 + sin**2
+        if debiased: gap = gap - (1 - cos**2 - sin**2)/(n - 1)
+        value = (w*gap).sum(0).mean() + (w*t**2*target**2).sum()*apart
+        return n*value if times_n else value
 
-# %% ../nbs/10_sigreg.ipynb #20c384b0
+# %% ../nbs/10_sigreg.ipynb #322483a6
 class SIGReg(nn.Module):
     "Sketched isotropic Gaussian regularisation with fresh directions each step."
     def __init__(self,
         slices: int = 1024, # directions drawn a step
         knots: int = 17, # quadrature knots on [0, t_max]; at least 3
-        t_max: float = 3.0, # end of the integral, positive
+        t_max: int | float = 3.0, # end of the integral, positive
         seed: int = 0, # with the step, fixes the directions
         group = None, # process group to sum over while training; torch's default group if one is initialised
+        sampler: str = 'gaussian', # how directions are drawn: 'gaussian', 'orthogonal' or 'sobol'
+        times_n: bool = True, # multiply by the number of samples, as published
+        debiased: bool = False, # estimate the distance of the laws without bias
+        eps: int | float | None = None, # centre and scale first, with this added to the variances, and charge for both apart
+        check: bool | None = None, # look at values too, not only at shapes; by default on the CPU alone
     ):
         super().__init__()
         if slices < 1: raise ValueError(f"SIGReg needs at least one slice, got slices={slices}")
-        quadrature(knots, t_max)                  # its errors, at construction
-        self.slices, self.knots, self.t_max, self.seed, self.group, self.step = slices, knots, t_max, seed, group, 0
+        quadrature(knots, t_max); directions(1, 1, torch.Generator(), sampler); _check_eps(eps)    # their errors, at construction
+        self.slices, self.knots, self.t_max, self.seed, self.group, self.sampler, self.check, self.step = slices, knots, t_max, seed, group, sampler, check, 0
+        self.options = dict(times_n=times_n, debiased=debiased, eps=eps)
 
     def forward(self, z: Tensor) -> Tensor: # embeddings (n d) or (v n d) -> scalar
         "The regulariser of one batch; while training, the next call uses other directions."
-        _check(z)
-        a = directions(z.shape[-1], self.slices, seeded(self.seed, 'sigreg', self.step))
-        self.step += self.training
         many = self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size(self.group) > 1
-        return sigreg(z, a, self.knots, self.t_max, self._sum if many else None)
+        return sigreg(z, self.draw(z, 1 if many else 2), self.knots, self.t_max, self._sum if many else None, **self.options, check=False)
 
+    @torch.compiler.disable
+    def draw(self, z, least=2): # embeddings, and how many there must be in a view -> directions (d s)
+        "Checks the embeddings and draws the directions of this step, on their device; from pinned memory, so without a wait."
+        _check(z, self.check, least)
+        a = directions(z.shape[-1], self.slices, seeded(self.seed, 'sigreg', self.step), self.sampler)
+        self.step += self.training
+        return a.pin_memory().to(z.device, non_blocking=True) if z.is_cuda else a.to(z.device)
+
+    @torch.compiler.disable
     def _sum(self, x): return all_reduce(x.contiguous(), group=self.group or dist.group.WORLD)
     def get_extra_state(self): return torch.tensor(self.step)
     def set_extra_state(self, state): self.step = int(state)
     def extra_repr(self): return f"slices={self.slices}, knots={self.knots}, t_max={self.t_max}, seed={self.seed}"
-
-# %% ../nbs/10_sigreg.ipynb #4935ba7f
-def _check(z):
-    "One-line errors for what `SIGReg` cannot take"
-    if z.ndim not in (2, 3): raise ValueError(f"SIGReg expects embeddings (n d) or (v n d), got shape {tuple(z.shape)}")
-    if not z.is_floating_point(): raise TypeError(f"SIGReg expects floating-point embeddings, got {z.dtype}")
-    if z.shape[-2] < 2: raise ValueError(f"SIGReg needs at least 2 samples a view, got {z.shape[-2]}")
-    if z.device.type == 'cpu' and not z.isfinite().all():                  # elsewhere the question would wait for the device
-        raise FloatingPointError(f"SIGReg expects finite embeddings, got {int((~z.isfinite()).sum())} NaN or infinite values of {z.numel()}")
