@@ -268,10 +268,10 @@ def report(
             else: lines.append(f"{part + ': ' + name:34}{r['ours']:>8}/s{'':>3}{r['torchvision']:>9}/s{r['ratio']:>10.2f}")
     return '\n'.join(lines + ['ratio: how many times as fast as the first of its part; views: ours, torchvision, in views a second'])
 
-# %% ../nbs/19_bench.ipynb #1a18c469
+# %% ../nbs/19_bench.ipynb #17cc916d
 @command
 def jepa_lit_bench(
-    part: str = 'all', # masks, predictor, ijepa, sigreg, views, or all
+    part: str, # masks, predictor, ijepa, sigreg, views, or all
     out: str | None = None, # JSON file for the figures (default: none)
     rounds: int | None = None, # turns (default: 20 for masks, 5 for the others)
     threads: int | None = None, # threads on the CPU (default: torch's choice; masks and views always use one)

@@ -45,47 +45,44 @@ def directions(
     if sampler not in _SAMPLERS: raise ValueError(f"sampler must be one of {', '.join(_SAMPLERS)}, got {sampler!r}")
     return F.normalize(_SAMPLERS[sampler](d, s, generator), dim=0)
 
-# %% ../nbs/10_sigreg.ipynb #df9a47d1
+# %% ../nbs/10_sigreg.ipynb #e96a1846
 def _stepping(
     p: Tensor, # projections (... s n)
     step: float, # distance between knots
     knots: int, # how many knots, the first at 0
 ):
-    "Yield `cos(t_k p)` and `sin(t_k p)` for the knots after 0, times `_signs`; each overwrites the last but one"
-    p = step*p
-    c, s, c0, s0 = p.cos(), p.sin(), torch.ones_like(p), torch.zeros_like(p)
-    two = 2*c, -2*c
+    "Yield `cos(t_k p)` and `sin(t_k p)` for the knots after 0, each in the place of the one before"
+    s, c = (step/2*p).sin(), (step/2*p).cos()
+    down, s = -4*s*s, 2*s*c
+    dc, ds = down/2, s.clone()
+    c = 1 + dc
     for k in range(1, knots):
+        if k > 1: c.add_(dc.addcmul_(down, c)); s.add_(ds.addcmul_(down, s))
         yield c, s
-        if k < knots - 1: c, c0, s, s0 = c0.addcmul_(two[k % 2], c), c, s0.addcmul_(two[k % 2], s), s
 
-def _signs(knots): return [1. if k % 4 < 2 else -1. for k in range(1, knots)]
-
-# %% ../nbs/10_sigreg.ipynb #3846c063
+# %% ../nbs/10_sigreg.ipynb #4b117e4c
 def _halving(p, step, knots):
-    "The same waves, with their true signs, in two lists: shallow formulas for a compiler"
-    p = step*p
-    c, s, one, nil = [p.cos()], [p.sin()], torch.ones_like(p), torch.zeros_like(p)
-    two = [2*c[0]]
+    "The same waves, in two lists: shallow formulas for a compiler"
+    s, c = (step/2*p).sin(), (step/2*p).cos()
+    v, s = [2*s*s], [2*s*c]                                          # entry k - 1 holds knot k
     for k in range(2, knots):
-        m, odd = divmod(k, 2)                                    # entry k - 1 holds knot k
-        c.append(two[m + odd - 1]*c[m - 1] - (c[0] if odd else one))
-        s.append(two[m + odd - 1]*s[m - 1] + (s[0] if odd else nil))
-        two.append(2*c[k - 1])
-    return c, s
+        b, odd = divmod(k, 2)
+        va, vb, sb = v[b + odd - 1], v[b - 1], s[b - 1]
+        v.append(2*(va + vb - va*vb) - v[0] if odd else 2*va*(2 - va))
+        s.append(2*sb*(1 - va) + s[0] if odd else 2*sb*(1 - va))
+    return [1 - x for x in v], s
 
-# %% ../nbs/10_sigreg.ipynb #bfb8da52
+# %% ../nbs/10_sigreg.ipynb #ebda5487
 def _sums(p, step, knots):
     "Sums over the samples of cosine and sine at each knot after 0, (2 q-1 ... s)"
     if torch.compiler.is_compiling(): return torch.stack([torch.stack([x.sum(-1) for x in xs]) for xs in _halving(p, step, knots)])
-    sums = [torch.stack([c.sum(-1), s.sum(-1)]) for c, s in _stepping(p, step, knots)]
-    return torch.stack([sign*x for sign, x in zip(_signs(knots), sums)], 1)
+    return torch.stack([torch.stack([c.sum(-1), s.sum(-1)]) for c, s in _stepping(p, step, knots)], 1)
 
 def _slope(out, p, cos, sin, step, knots):
     "Add to `out` the waves weighted with `cos` and `sin` (q-1 ... s 1)"
     if torch.compiler.is_compiling():                             # a step of the other sign: or it would store the waves of `_sums` to reuse them
         return out.add_(sum(a*c - b*s for a, b, c, s in zip(cos, sin, *_halving(p, -step, knots))))
-    for sign, a, b, (c, s) in zip(_signs(knots), cos, sin, _stepping(p, step, knots)): out.addcmul_(c, a, value=sign).addcmul_(s, b, value=sign)
+    for a, b, (c, s) in zip(cos, sin, _stepping(p, step, knots)): out.addcmul_(c, a).addcmul_(s, b)
 
 def _rows(p):
     "How many slices of (... s n) fit a cache together; a compiler sees to that by itself, an accelerator likes large pieces"

@@ -62,6 +62,16 @@ def test_digits_end_to_end(run, tmp_path):
     assert code == 0 and len((folder/'log.jsonl').read_text().splitlines()) == 8, err
 
 
+def test_ijepa(run, tmp_path):
+    "The other method through the same command: rows for both initialisations, the line to beat, and the watch in the log"
+    code, said, err = run('jepa_lit_train', *'--method ijepa --steps 4 --batch 16 --quiet --out r --set patch=16 width=16 depth=1 heads=2 predictor_width=8 predictor_depth=1 watch_every=2'.split())
+    assert code == 0, err
+    m, log = json.loads((tmp_path/'r/metrics.json').read_text()), [json.loads(l) for l in (tmp_path/'r/log.jsonl').read_text().splitlines()]
+    assert 'the line to beat' in said and 'trained - untrained' in said
+    assert list(m['probes']) == ['raw', 'published init', 'untrained', 'trained'] and m['recipe']['method'] == 'ijepa'
+    assert all('position_mean' in l for l in log) and ['effective_rank' in l for l in log] == [False, True, False, True]
+
+
 def test_embed(run, tmp_path):
     assert run('jepa_lit_train', *TINY, '--out', 'r')[0] == 0
     code, out, err = run('jepa_lit_embed', 'r', '--out', 'e/z', '--quiet')
