@@ -593,7 +593,7 @@ def _processor():
             if l.startswith('model name'): return l.split(':', 1)[1].strip()
     return platform.processor() or platform.machine()
 
-# %% ../nbs/13_training.ipynb #a1a8719f
+# %% ../nbs/13_training.ipynb #611c2db9
 def curves_figure(
     lines: list[dict], # a log: one dict a step
     healthy: float | None = None, # SIGReg's value for Gaussian samples, drawn as a line
@@ -601,7 +601,7 @@ def curves_figure(
     "The loss, its terms and the learning rate by step."
     from matplotlib.figure import Figure
     panels = [k for k in ('loss', 'prediction', 'sigreg', 'regulariser', 'effective_rank', 'lr') if any(k in l for l in lines) and not (k == 'prediction' and 'position_mean' in lines[0] and 'regulariser' not in lines[0])]
-    fig = Figure(figsize=(3*len(panels) + .6, 2.8), dpi=90, layout='constrained')
+    fig = Figure(figsize=(2.5*len(panels) + .5, 2.8), dpi=90, layout='constrained')
     def draw(ax, k, *style, **how): ax.plot(*zip(*[(l['step'], l[k]) for l in lines if k in l]), *style, lw=1, **how)
     for ax, k in zip(fig.subplots(1, max(1, len(panels)), squeeze=False)[0], panels):
         draw(ax, k, marker='.' if k == 'effective_rank' else None)
