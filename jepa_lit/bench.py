@@ -268,7 +268,7 @@ def report(
             else: lines.append(f"{part + ': ' + name:34}{r['ours']:>8}/s{'':>3}{r['torchvision']:>9}/s{r['ratio']:>10.2f}")
     return '\n'.join(lines + ['ratio: how many times as fast as the first of its part; views: ours, torchvision, in views a second'])
 
-# %% ../nbs/19_bench.ipynb #17cc916d
+# %% ../nbs/19_bench.ipynb #90d60c4b
 @command
 def jepa_lit_bench(
     part: str, # masks, predictor, ijepa, sigreg, views, or all
@@ -280,6 +280,7 @@ def jepa_lit_bench(
 ) -> dict: # the figures
     "Measure speed as ratios within one run, and print them as a table."
     names, began, results = list(PARTS) if part == 'all' else [one_of(part, PARTS, 'part')], time.time(), {}
+    if rounds is not None and rounds < 1: raise ValueError(f"rounds: at least 1 expected, got {rounds}")
     if threads: torch.set_num_threads(threads)
     for name in tqdm(names, disable=len(names) == 1, desc='parts'):
         given = (QUICK[name] if quick else {}) | (dict(rounds=rounds) if rounds else {})

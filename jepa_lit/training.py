@@ -93,7 +93,7 @@ class Recipe:
 
     least, shares, known = {}, (), {} # of the fields that a method adds: least values, those in [0, 1], names
 
-# %% ../nbs/13_training.ipynb #afc4229f
+# %% ../nbs/13_training.ipynb #0f829489
 @dataclass(frozen=True)
 class LeJEPARecipe(Recipe):
     "A recipe for `LeJEPA`; the defaults are the digits'."
@@ -112,6 +112,10 @@ class LeJEPARecipe(Recipe):
     t_max: float = 3.0 # end of SIGReg's integral
 
     least, shares, known = dict(global_views=1, local_views=0), ('lamb',), dict(views=VIEWS)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.accumulate > 1: raise ValueError(f"recipe: accumulate={self.accumulate} is for I-JEPA; SIGReg and batch norm are not linear in the batch, so LeJEPA's cannot be worked through in pieces")
 
 # %% ../nbs/13_training.ipynb #ced0ca86
 _still = dict(flip=0., jitter_p=0., grey=0., blur=0., solarize=0.)
