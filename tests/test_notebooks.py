@@ -62,6 +62,12 @@ def test_figures(path):
         assert w <= 1200 and h <= 1600, f'a figure of {w} x {h} pixels: 100 dpi and 12 inches are enough'
 
 @every
+def test_leaves_torch_as_it_was(path):
+    "`nbdev_test` runs many chapters in one process: who switches gradients off switches them on again"
+    text = '\n'.join(c.source for c in code(read(path)))
+    assert text.count('set_grad_enabled(False)') <= text.count('set_grad_enabled(True)') and 'set_default_dtype' not in text
+
+@every
 def test_outputs(path):
     assert not stale(path), f'code has changed since the outputs were stored: python docs/refresh.py {path.stem}'
     assert path.stat().st_size <= 400_000, f'{path.stat().st_size} bytes'
