@@ -2,7 +2,8 @@
 
 Each trial trains on four fifths of the training part and is scored on the last fifth, by the same probes as `jepa_lit_train`, with
 mean pooling. The test part is not touched. A line in ijepa-trials.jsonl holds the changes, the scores of the untrained and the trained
-target encoder, their health, and the loss beside its baselines every 20 steps.
+target encoder, their health, and the loss beside its baselines every 20 steps. Those that begin with `early` and `short` came first.
+Some of the trials named here were never run; the file says which were.
 """
 import json, sys, time
 import torch
@@ -19,6 +20,10 @@ TRIALS = dict(
     shift=dict(views='shift'), raw=dict(normalise=False), l2=dict(loss='l2'), context=dict(max_context=None), first=dict(cut='first'), shared=dict(shared_context=True),
     wide=dict(predictor_width=96, predictor_heads=3), deep=dict(predictor_depth=4), small=dict(target_scale=(.05, .1)), large=dict(target_scale=(.2, .3)),
     one=dict(n_targets=1), random=dict(masks='random'), block=dict(masks='block'), pixels=dict(targets='pixels'), before=dict(targets='before'))
+
+EARLY = dict(batch=64, patch_std=.15, steps=1200)            # where the search began
+TRIALS |= {'early': EARLY, **{f'early_{k}': EARLY | v for k, v in dict(shift=dict(views='shift'), shared=dict(shared_context=True), momentum996=dict(momentum=(.996, 1.)), std25=dict(patch_std=.25)).items()},
+           'short': dict(steps=1500), 'short_published': dict(steps=1500, patch_std=.02)}
 
 class Log:
     "What `fit` asks of a run, kept in memory"
