@@ -42,6 +42,14 @@ def unchecked():
     yield
     jaxtyping.config.update('jaxtyping_disable', old)
 
+@pytest.fixture(autouse=True)
+def same_threads():
+    "A test that sets torch's threads leaves them as they were: sums depend on them to the last bit"
+    import torch
+    threads = torch.get_num_threads()
+    yield
+    if torch.get_num_threads() != threads: torch.set_num_threads(threads)
+
 def _local(address): return not isinstance(address, tuple) or str(address[0]) in ('localhost', '', '::1', '0.0.0.0') or str(address[0]).startswith('127.')
 
 @pytest.fixture(autouse=True)
