@@ -126,7 +126,7 @@ class NoStop(IJEPA):
         return take(h, masks.targets), baselines(h.detach(), masks.targets)
 
 
-def run(seed, kind=IJEPA, patch_std=1., momentum=.998, steps=100):
+def run(seed, kind=IJEPA, patch_std=1., momentum=.998, steps=80):
     "Train a small I-JEPA on 8x8 digits; the lines before and after, and the health after"
     data = load('digits').train; x = Preprocess(8, *normalisation(data))(data.pixels[:1000])
     torch.manual_seed(seed); encoder = ViT(8, 2, 32, depth=1, heads=2, in_chans=1, patch_std=patch_std)
@@ -142,12 +142,13 @@ def run(seed, kind=IJEPA, patch_std=1., momentum=.998, steps=100):
 def test_stop_gradient_decides():
     logs, state = run(1, NoStop, momentum=0.)
     assert logs[-1]['prediction'] < .05 and logs[-1]['feature_mean'] < .1*logs[0]['feature_mean'] and state['mean_cosine'] > .99
-    assert state['effective_rank'] > 2 and 'share one direction' in verdict(state, position_mean=logs[-1]['position_mean'])
+    said = verdict(state, position_mean=logs[-1]['position_mean'])
+    assert state['effective_rank'] > 2 and said.startswith('the representation has collapsed to a point') and 'the targets hardly depend on the image' in said
 
 
 def test_content_decides_without_ema():
     weak, strong = [run(1, patch_std=s, momentum=0.)[0] for s in (.1, 1.)]
-    assert weak[-1]['feature_mean'] < .15*weak[0]['feature_mean'] and strong[-1]['feature_mean'] > .8*strong[0]['feature_mean']
+    assert weak[-1]['feature_mean'] < .25*weak[0]['feature_mean'] and strong[-1]['feature_mean'] > .8*strong[0]['feature_mean']
 
 
 def test_untrained_line_grows_with_the_projection():
