@@ -51,7 +51,7 @@ def pool(
 # %% ../nbs/06_ijepa.ipynb #70524115
 LOSSES = dict(smooth_l1=F.smooth_l1_loss, l2=F.mse_loss) # smooth L1 with its knee at 1; both a mean over everything
 
-# %% ../nbs/06_ijepa.ipynb #c548bc17
+# %% ../nbs/06_ijepa.ipynb #7f99ed77
 class IJEPA(nn.Module):
     "I-JEPA (Assran et al. 2023): predict the target encoder's features of hidden blocks from a visible context."
     def __init__(self,
@@ -78,11 +78,13 @@ class IJEPA(nn.Module):
         self.rho, self.normalise, self.targets = LOSSES[loss], normalise, targets
         self.preprocess, self.augment, self.regulariser, self.weight = preprocess, augment, regulariser, weight
         self.to_pixels = nn.Linear(encoder.width, encoder.in_chans*encoder.patch_size**2) if targets == 'pixels' else None
+        self.share = 1. # of the prediction, in data parallelism: processes * images here / images everywhere
 
-    def prepare(self, images: Tensor, generator: torch.Generator | None = None) -> tuple: # uint8 (b c h w) -> (x, Masks)
-        "A batch of normalised images with its masks."
-        if self.augment: images = self.augment(images, generator)
-        return self._scaled(images), self.masks(len(images), generator)
+    def prepare(self, images: Tensor, generator: torch.Generator | None = None, rows: tuple | None = None) -> tuple: # uint8 (b c h w) -> (x, Masks)
+        "A batch of normalised images with its masks; `rows`, (first, total): these images are rows of a batch of that many."
+        if self.augment: images = self.augment(images, generator, rows) if rows else self.augment(images, generator)
+        if not rows: return self._scaled(images), self.masks(len(images), generator)
+        return self._scaled(images), self.masks(rows[1], generator).rows(rows[0], rows[0] + len(images))
 
     def forward(self, batch: tuple) -> tuple: # (x (b c h w), Masks) -> (scalar, logs)
         "One training step: the loss, and for the log what a prediction without context would cost."
@@ -93,6 +95,7 @@ class IJEPA(nn.Module):
         if self.to_pixels: guess = self.to_pixels(guess)
         pred = self.rho(guess.float(), y)
         logs = {'prediction': pred.detach(), **lines}
+        pred = pred*self.share
         if not self.regulariser: return pred, logs
         extra = self.regulariser(_mean(z.float(), masks.mask))
         return pred + self.weight*extra, {**logs, 'regulariser': extra.detach()}

@@ -64,7 +64,7 @@ def pooled(
         raise ValueError(f"expected a backbone that gives (b d), (b n d) or (b d h w), got {tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__}")
     return y if y.ndim == 2 else y.mean(1) if y.ndim == 3 else y.mean((-2, -1))
 
-# %% ../nbs/12_lejepa.ipynb #df04ac5e
+# %% ../nbs/12_lejepa.ipynb #ad9d5185
 class LeJEPA(nn.Module):
     "LeJEPA (Balestriero and LeCun 2025): a prediction loss over views and SIGReg, on any backbone."
     def __init__(self,
@@ -85,16 +85,17 @@ class LeJEPA(nn.Module):
         self.projector = projector if projector is not None else _projector(infer_width(backbone, size))
         self.sigreg = SIGReg(slices, knots, t_max, seed)
         self.views, self.preprocess = views or MultiCrop(), preprocess
+        self.share = 1. # of the prediction, in data parallelism: processes * images here / images everywhere; SIGReg sums over them by itself
 
-    def prepare(self, images: Tensor, generator: torch.Generator | None = None) -> list: # uint8 (b c h w) -> views
-        "The views of a batch: a list of (v b c h w) in [0, 1], one a size, global first."
-        return self.views(images, generator)
+    def prepare(self, images: Tensor, generator: torch.Generator | None = None, rows: tuple | None = None) -> list: # uint8 (b c h w) -> views
+        "The views of a batch: a list of (v b c h w) in [0, 1], one a size, global first; `rows`, (first, total): these images are rows of a batch of that many."
+        return self.views(images, generator, rows) if rows else self.views(images, generator)
 
     def forward(self, views: list) -> tuple: # a list of (v b c h w), global first -> (scalar, logs)
         "One training step: the loss, and its two terms for the log."
         if not isinstance(views, (list, tuple)) or not views: raise ValueError(f"expected a list of views (v b c h w), global first, got {'an empty list' if isinstance(views, (list, tuple)) else type(views).__name__}")
         z = torch.cat([self._project(v) for v in views])
-        pred, reg = prediction(z, len(views[0])), self.sigreg(z)
+        pred, reg = self.share*prediction(z, len(views[0])), self.sigreg(z)
         return (1 - self.lamb)*pred + self.lamb*reg, {'prediction': pred.detach(), 'sigreg': reg.detach()}
 
     def pieces(self, batch: list, k: int):

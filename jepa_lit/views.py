@@ -301,7 +301,7 @@ def bend(
     if shrink > 1: x = F.adaptive_avg_pool2d(x, (h//shrink, w//shrink))
     return sample(x, theta, size, noise, cfg.pad, max(1, round(hi/shrink)))
 
-# %% ../nbs/11_views.ipynb #44a7c0a7
+# %% ../nbs/11_views.ipynb #5a722f0e
 PIECE = dict(cpu=2**20)              # numbers in a piece; 2**26 on other devices
 
 def crops(
@@ -311,11 +311,14 @@ def crops(
     size: int,                       # their side, pixels
     scale: tuple,                    # least and greatest area
     generator: torch.Generator | None = None,  # on the CPU
+    rows: tuple[int, int] | None = None,   # (first, total): these images are rows of a batch of that many, and get its random numbers
 ) -> Float[Tensor, "n c s s"]:       # n = v b, view by view
     "Views of one size."
     (b, c, h, w), n, device = x.shape, v*len(x), x.device
-    u, noise = torch.rand(n, 37, generator=generator), None
-    if cfg.warp: noise = torch.randn(n, 2, cfg.warp_grid, cfg.warp_grid, generator=generator).to(device)*cfg.warp
+    first, total = rows or (0, b)
+    def mine(draw, *shape): return draw(v, total, *shape, generator=generator)[:, first:first + b].flatten(0, 1)
+    u, noise = mine(torch.rand, 37), None
+    if cfg.warp: noise = mine(torch.randn, 2, cfg.warp_grid, cfg.warp_grid).to(device)*cfg.warp
     if cfg.bends or scale[1] > 1: return recolour(bend(x, u.to(device), cfg, size, scale, noise), u[:, 7:17], cfg)
     sides, fitted = boxes(u[:, 17:].unflatten(1, (10, 2)), (h, w), scale, cfg.aspect, cfg.area, whole=True)
     length = (sides*torch.tensor([w, h])).round()
@@ -330,7 +333,7 @@ def crops(
         out.index_copy_(0, i, recolour(cut(columns, i % b, index[i], weight[i]), u[rows, 7:17], cfg))
     return out
 
-# %% ../nbs/11_views.ipynb #7ba2f7a3
+# %% ../nbs/11_views.ipynb #6eff5db8
 @dataclass(frozen=True)
 class MultiCrop:
     "Random views of a batch of images: a list with the global views, then the local ones if there are any."
@@ -369,10 +372,10 @@ class MultiCrop:
         large = self.global_size or side
         return [large] + [self.local_size or max(4, 4*round(.45*large/4))]*(self.local_views > 0)
 
-    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> list:
+    def __call__(self, images: Tensor, generator: torch.Generator | None = None, rows: tuple | None = None) -> list:
         x = as_pixels(images)
         kinds = zip((self.global_views, self.local_views), self.sizes(min(x.shape[2:])), (self.global_scale, self.local_scale))
-        return [rearrange(crops(x, self, v, size, scale, generator), '(v b) c h w -> v b c h w', v=v) for v, size, scale in kinds]
+        return [rearrange(crops(x, self, v, size, scale, generator, rows), '(v b) c h w -> v b c h w', v=v) for v, size, scale in kinds]
 
 # %% ../nbs/11_views.ipynb #206f7ea4
 VIEWS = dict(

@@ -7,6 +7,7 @@ from notebooks import cfg, chapters, directives, read, stale
 
 books = [p for p in chapters() if p.stem != 'index']
 numbers = {re.sub(r'^\d+_', '', p.stem): int(p.stem[:2]) for p in books}
+place = {re.sub(r'^\d+_', '', p.stem): i for i, p in enumerate(books)}           # chapters of one number follow each other by name
 no_figure = {'launch', 'cli'}                   # chapters with nothing to draw
 
 def code(nb): return [c for c in nb.cells if c.cell_type == 'code']
@@ -18,7 +19,7 @@ every = pytest.mark.parametrize('path', chapters(), ids=lambda p: p.stem)
 
 def test_names():
     assert books and all(re.fullmatch(r'\d\d_[a-z]+', p.stem) for p in books)
-    assert len(numbers) == len(books) == len({p.stem[:2] for p in books})
+    assert len(numbers) == len(books) and books == sorted(books)
 
 @each
 def test_opening(path):
@@ -45,7 +46,7 @@ def test_imports_run_downhill(path):
             mods = [a.name for a in n.names] if isinstance(n, ast.Import) else [f'jepa_lit.{a.name}' for a in n.names] if n.module in (None, 'jepa_lit') else [f'jepa_lit.{n.module}' if n.level else n.module]
             for m in mods:
                 assert m.split('.')[0] not in ('nbdev', 'execnb', 'beartype', 'pytest'), f'{m} is for development only'
-                if m.startswith('jepa_lit.') and m != 'jepa_lit.__version__': assert numbers.get(m.split('.')[1], 99) < numbers[path.stem[3:]], f'{path.stem} exports code that imports {m}'
+                if m.startswith('jepa_lit.') and m != 'jepa_lit.__version__': assert place.get(m.split('.')[1], 99) < place[path.stem[3:]], f'{path.stem} exports code that imports {m}'
 
 @each
 def test_one_export_a_cell(path):
