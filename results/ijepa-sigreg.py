@@ -1,0 +1,73 @@
+"""Can SIGReg take the place of I-JEPA's moving average? `python results/ijepa-sigreg.py [ARM ...]`, from the root; three minutes an arm on a quiet core.
+
+Every arm is the digits' recipe of I-JEPA, cut to 1,500 steps, with one thing changed: the momentum of the target encoder (0 makes it
+the encoder itself), SIGReg on the context's pooled features, and whether a gradient reaches the targets. Arms train on four fifths of
+the training part and are probed on the last fifth; the test part is not touched. Each arm is added to ijepa-sigreg/metrics.json when
+it ends; an arm that is there already is run again only when it is named. Seven of the nine were run, on cores that were shared with
+other programs: the wall times are those of a busy machine.
+"""
+import json, sys, time
+from pathlib import Path
+import torch
+from jepa_lit.cli import splits_of
+from jepa_lit.collapse import health
+from jepa_lit.data import normalisation
+from jepa_lit.ijepa import IJEPA, baselines, standardise
+from jepa_lit.patches import take
+from jepa_lit.probes import few_label, knn, linear
+from jepa_lit.sigreg import SIGReg
+from jepa_lit.training import build, fit, recipe, record
+
+STEPS, FILE = 1500, Path(__file__).with_suffix('')/'metrics.json'
+ARMS = {'EMA': {}, 'no EMA': dict(still=True), 'no EMA + SIGReg 0.05': dict(still=True, weight=.05),
+        'no EMA, no stop': dict(still=True, stop=False), 'no EMA, no stop + SIGReg 0.05': dict(still=True, stop=False, weight=.05),
+        'no EMA + SIGReg 0.2': dict(still=True, weight=.2), 'no EMA + SIGReg 0.01': dict(still=True, weight=.01),
+        'EMA + SIGReg 0.05': dict(weight=.05), 'no EMA, no stop + SIGReg 0.2': dict(still=True, stop=False, weight=.2)}
+
+class Open(IJEPA):
+    "I-JEPA whose targets are the encoder's own features, with their gradient"
+    def target_of(self, x, masks):
+        h = standardise(self.encoder(x))
+        return take(h, masks.targets), baselines(h.detach(), masks.targets, self.rho)
+
+class Watch:
+    "What `fit` asks of a run, kept in memory; in place of a checkpoint, a look at the representation"
+    def __init__(self, splits, began): self.kept, self.looks, self.splits, self.began = [], [], splits, began
+    def check(self, recipe): pass
+    def restore(self, method, opt): return 0
+    def advice(self): return ''
+    def log(self, line): self.kept.append(line)
+    def save(self, step, method, opt): self.looks.append(dict(step=step, **look(method, self.splits, step % 500 == 0)))
+
+@torch.no_grad()
+def look(method, splits, probe):
+    "Health of the held-out embeddings, where the variance of the patches' features lies, and on request the probes, in percent"
+    method.eval()
+    b, tokens = method.embed(splits.test.pixels), method.target(method.preprocess(splits.test.pixels)).double()
+    centred = tokens - tokens.mean(0)                                   # what is left when each position's mean is known
+    total, left = (tokens - tokens.mean((0, 1))).square().mean(), centred.square().mean()
+    out = dict(health(b), position_share=round(float(1 - left/total), 4), within_share=round(float((centred - centred.mean(1, keepdim=True)).square().mean()/left), 4))
+    if not probe: return out
+    data = [f(s) for s in (splits.train, splits.test) for f in (lambda s: method.embed(s.pixels), lambda s: s.labels)]
+    return out | {'knn': round(100*knn(*data), 2), 'linear': round(100*linear(*data), 2), 'linear_10': round(100*few_label(*data)[0], 2)}
+
+def arm(name, still=False, stop=True, weight=0., seed=0):
+    changes = dict(momentum=(0., 0.)) if still else {}
+    made, began = recipe('digits', method='ijepa', seed=seed, steps=STEPS, threads=1, validate=True, watch_every=0, checkpoint_every=100, **changes), time.time()
+    splits = splits_of(made)
+    method = build(made, 32, *normalisation(splits.train))
+    if not stop: method.__class__ = Open
+    if weight: method.regulariser, method.weight = SIGReg(256, seed=seed), weight
+    run = Watch(splits, began); run.save(0, method, None)
+    fit(method, splits.train, made, run, progress=False)
+    keys = ('step', 'loss', 'prediction', 'regulariser', 'zero', 'feature_mean', 'position_mean')
+    return dict(momentum=list(made.momentum), stop_gradient=stop, weight=weight, record=record(made, began), looks=run.looks,
+                curve=[{k: round(l[k], 5) for k in keys if k in l} for l in run.kept[::10]])
+
+if __name__ == '__main__':
+    torch.set_num_threads(1)
+    FILE.parent.mkdir(exist_ok=True)
+    done = json.loads(FILE.read_text()) if FILE.exists() else {}
+    for name in sys.argv[1:] or [a for a in ARMS if a not in done]:
+        done[name] = arm(name, **ARMS[name])
+        FILE.write_text('{\n' + ',\n'.join(f' {json.dumps(k)}: {json.dumps(v)}' for k, v in done.items()) + '\n}\n')         # an arm a line
