@@ -6,8 +6,8 @@
 __all__ = ['PARTS', 'QUICK', 'race', 'naive_masks', 'bench_masks', 'naive_predict', 'naive_loss', 'small_ijepa', 'bench_ijepa',
            'bench_predictor', 'naive_sigreg', 'bench_sigreg', 'bench_views', 'report', 'jepa_lit_bench']
 
-# %% ../nbs/19_bench.ipynb #64fd1985
-import copy, json, time
+# %% ../nbs/19_bench.ipynb #9e408d41
+import copy, json, math, os, subprocess, sys, time
 from collections.abc import Callable
 from pathlib import Path
 import torch, torch.nn.functional as F
@@ -201,23 +201,76 @@ def naive_sigreg(
     x = (z @ w)[..., None]*t
     return (weight*((x.cos().mean(0) - (-t*t/2).exp()).square() + x.sin().mean(0).square())).sum(-1).mean()*len(z)
 
-# %% ../nbs/19_bench.ipynb #760e2171
+# %% ../nbs/19_bench.ipynb #8b3701b2
+def _floor(z, w):
+    "The projection, and one sine and one cosine of it"
+    p = z @ w
+    with torch.no_grad(): p.sin(), p.cos()
+    return p.mean()
+
+def _sigreg_case(form, n, d, s, knots):
+    "One contender: forward and backward as a function without arguments, which gives value and gradient"
+    g = torch.Generator().manual_seed(0)
+    z, w = torch.randn(n, d, generator=g), directions(d, s, g)
+    f = dict(naive=naive_sigreg, ours=sigreg, floor=lambda z, w, knots: _floor(z, w))[form.split(', ')[0]]
+    if form.endswith('compiled'): f = torch.compile(f)
+    def run():
+        x = z.clone().requires_grad_(); value = f(x, w, knots); value.backward()
+        return value.detach(), x.grad
+    return run
+
+# %% ../nbs/19_bench.ipynb #f1ae5466
+def _exact(n, d, s, knots):
+    "Value and gradient of the naive formula in float64, a few slices at a time"
+    g = torch.Generator().manual_seed(0)
+    z, w, total = torch.randn(n, d, generator=g).double().requires_grad_(), directions(d, s, g).double(), 0.
+    t, weight = quadrature(knots, 3., torch.float64)
+    for a in w.split(32, 1):
+        x = (z @ a)[..., None]*t
+        value = (weight*((x.cos().mean(0) - (-t*t/2).exp()).square() + x.sin().mean(0).square())).sum()*n/s
+        value.backward(); total += value.item()
+    return total, z.grad
+
+def _peak(form, n, d, s, knots, threads):
+    "MiB that this process, a fresh one, holds at most above what it held before"
+    torch.set_num_threads(threads)
+    def held(key): return next(int(l.split()[1])/1024 for l in Path('/proc/self/status').read_text().splitlines() if l.startswith(key))
+    run = _sigreg_case(form, n, d, s, knots)
+    (run if 'compiled' in form else _sigreg_case(form, 64, d, 16, knots))()         # compile, or load the libraries
+    Path('/proc/self/clear_refs').write_text('5')                                   # forget the peak so far
+    before = held('VmRSS'); run()
+    return held('VmHWM') - before
+
+def _peaks(forms, *sizes):
+    "By form, from processes of their own; on Linux alone"
+    if sys.platform != 'linux': return {}
+    env = dict(os.environ, PYTHONPATH=os.pathsep.join(p or os.getcwd() for p in sys.path), MALLOC_MMAP_THRESHOLD_='65536')       # what is freed goes back at once
+    code = 'import sys; from jepa_lit.bench import _peak; print(_peak(sys.argv[1], *map(int, sys.argv[2:])))'
+    return {f: float(subprocess.run([sys.executable, '-c', code, f, *map(str, sizes), str(torch.get_num_threads())], env=env, capture_output=True, text=True, check=True).stdout.split()[-1]) for f in forms}
+
+# %% ../nbs/19_bench.ipynb #576ef3a6
 def bench_sigreg(
     rounds: int = 5, # turns
     n: int = 2048, # samples
     d: int = 256, # width
     s: int = 1024, # slices
+    knots: int = 17, # of the quadrature
     compiled: bool = False, # try torch.compile as well; takes a C++ compiler
-) -> dict: # the race, and the largest relative difference
+    memory: bool = True, # measure the peak memory too, in processes of their own; on Linux alone
+) -> dict: # the race with peaks and errors, and what is left of our time when a size is halved
     "SIGReg, forward and backward, beside the formula that materialises (n, slices, knots)."
-    g = torch.Generator().manual_seed(0)
-    z, w = torch.randn(n, d, generator=g), directions(d, s, g)
-    def run(f): x = z.clone().requires_grad_(); value = f(x, w); value.backward(); return value.item()
-    fast = torch.compile(sigreg) if compiled else None
-    forms = dict(naive=lambda: run(naive_sigreg), ours=lambda: run(sigreg)) | (dict(compiled=lambda: run(fast)) if compiled else {})
-    apart = abs(forms['ours']()/forms['naive']() - 1)
-    if apart > 1e-4: raise ArithmeticError(f"ours and the naive form differ by {apart:.1e}, expected at most 1e-4")
-    return race(forms, rounds) | dict(apart=apart)
+    forms = ['naive', 'ours', *(['naive, compiled', 'ours, compiled'] if compiled else [])]
+    cases, (value, grad) = {f: _sigreg_case(f, n, d, s, knots) for f in [*forms, 'floor']}, _exact(n, d, s, knots)
+    errors = {}
+    for f in forms:
+        v, g = cases[f]()
+        errors[f] = dict(error=abs(v.item()/value - 1), gradient_error=((g - grad).norm()/grad.norm()).item())
+        if max(errors[f].values()) > 1e-4: raise ArithmeticError(f"{f} and float64 differ by {max(errors[f].values()):.1e}, expected at most 1e-4")
+    halves = {k: _sigreg_case('ours', **{**dict(n=n, d=d, s=s, knots=knots), k: max(2, v//2)}) for k, v in dict(n=n, d=d, s=s).items()}
+    raced, peaks = race(cases, rounds), _peaks(forms, n, d, s, knots) if memory else {}
+    halved = race(dict(whole=cases['ours'], **halves), 2*rounds)
+    for f, r in raced.items(): r.update(of_floor=round(r['best']/raced['floor']['best'], 2), **errors.get(f, {}), **({'peak_mib': round(peaks[f], 1), 'peak_ratio': round(peaks['naive']/max(peaks[f], 1e-3), 1)} if f in peaks else {}))
+    return raced | {f'half_{k}': round(halved[k]['best']/halved['whole']['best'], 2) for k in halves} | dict(n=n, d=d, slices=s, knots=knots)
 
 # %% ../nbs/19_bench.ipynb #f01af994
 def bench_views(
@@ -251,12 +304,14 @@ def _view_makers(size, side, n, kernel):
     kinds = [(v, v2.Compose([v2.RandomResizedCrop(size, scale, antialias=True), *changes])) for v, scale in ((2, (.3, 1.)), (6, (.05, .3)))]
     return dict(ours=lambda: make(images, seed), torchvision=lambda: [torch.stack([t(i) for _ in range(v) for i in images]) for v, t in kinds])
 
-# %% ../nbs/19_bench.ipynb #75373827
+# %% ../nbs/19_bench.ipynb #c38b33a2
 PARTS = dict(masks=bench_masks, predictor=bench_predictor, ijepa=bench_ijepa, sigreg=bench_sigreg, views=bench_views) # what can be measured
 QUICK = dict(masks=dict(rounds=1, batch=8), predictor=dict(rounds=1, batch=2, size=32, depth=1), ijepa=dict(rounds=1, batch=2, size=32, depth=1),
-             sigreg=dict(rounds=1, n=64, d=8, s=8), views=dict(rounds=1, cases=((16, 16, 2),)))
+             sigreg=dict(rounds=1, n=64, d=8, s=8, memory=False), views=dict(rounds=1, cases=((16, 16, 2),)))
 
-# %% ../nbs/19_bench.ipynb #b49fd30b
+# %% ../nbs/19_bench.ipynb #6d0f5ebc
+_MORE = dict(of_floor='{:.2f} times the floor', error='value to {:.0e}', gradient_error='gradient to {:.0e}', peak_mib='{:.0f} MiB', peak_ratio='1/{:.0f} of the naive')
+
 def report(
     results: dict, # by part: what its function gave
 ) -> str: # for the terminal
@@ -264,8 +319,10 @@ def report(
     lines = [f"{'':34}{'best':>12}{'median':>12}{'ratio':>8}"]
     for part, rows in results.items():
         for name, r in ((n, r) for n, r in rows.items() if isinstance(r, dict)):
-            if 'best' in r: lines.append(f"{part + ': ' + name:34}{1000*r['best']:>9.2f} ms{1000*r['median']:>9.2f} ms{r['ratio']:>8.2f}")
+            more = ', '.join(text.format(r[key]) for key, text in _MORE.items() if key in r)
+            if 'best' in r: lines.append(f"{part + ': ' + name:34}{1000*r['best']:>9.2f} ms{1000*r['median']:>9.2f} ms{r['ratio']:>8.2f}   {more}".rstrip())
             else: lines.append(f"{part + ': ' + name:34}{r['ours']:>8}/s{'':>3}{r['torchvision']:>9}/s{r['ratio']:>10.2f}")
+    lines += [f"{part}: {key.replace('_', ' the ')}: {v:.2f} of the time" for part, rows in results.items() for key, v in rows.items() if key.startswith('half_')]
     return '\n'.join(lines + ['ratio: how many times as fast as the first of its part; views: ours, torchvision, in views a second'])
 
 # %% ../nbs/19_bench.ipynb #90d60c4b
