@@ -4,23 +4,27 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'QUICK', 'race', 'naive_masks', 'bench_masks', 'naive_predict', 'naive_loss', 'small_ijepa', 'bench_ijepa',
-           'bench_predictor', 'naive_sigreg', 'bench_sigreg', 'bench_views', 'report', 'jepa_lit_bench']
+           'bench_predictor', 'naive_sigreg', 'bench_sigreg', 'bench_views', 'plain_step', 'bench_train', 'report',
+           'jepa_lit_bench']
 
-# %% ../nbs/19_bench.ipynb #9e408d41
-import copy, json, math, os, subprocess, sys, time
+# %% ../nbs/19_bench.ipynb #e0f9b745
+import argparse, copy, json, math, os, subprocess, sys, tempfile, time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 import torch, torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
-from .cli import command
+from .cli import command, online_probe
+from .data import generator, load, normalisation
 from .encoder import vit
 from .ijepa import IJEPA
 from .masks import Masks, MultiBlock
 from .normality import quadrature
 from .predictor import Predictor
+from .recipes import build, recipe
 from .sigreg import directions, sigreg
-from .training import Recipe, one_of, param_groups, record
+from .training import Recipe, Run, fit, one_of, param_groups, precision, record
 from .views import MultiCrop
 
 # %% ../nbs/19_bench.ipynb #85614975
@@ -304,13 +308,73 @@ def _view_makers(size, side, n, kernel):
     kinds = [(v, v2.Compose([v2.RandomResizedCrop(size, scale, antialias=True), *changes])) for v, scale in ((2, (.3, 1.)), (6, (.05, .3)))]
     return dict(ours=lambda: make(images, seed), torchvision=lambda: [torch.stack([t(i) for _ in range(v) for i in images]) for v, t in kinds])
 
-# %% ../nbs/19_bench.ipynb #c38b33a2
-PARTS = dict(masks=bench_masks, predictor=bench_predictor, ijepa=bench_ijepa, sigreg=bench_sigreg, views=bench_views) # what can be measured
-QUICK = dict(masks=dict(rounds=1, batch=8), predictor=dict(rounds=1, batch=2, size=32, depth=1), ijepa=dict(rounds=1, batch=2, size=32, depth=1),
-             sigreg=dict(rounds=1, n=64, d=8, s=8, memory=False), views=dict(rounds=1, cases=((16, 16, 2),)))
+# %% ../nbs/19_bench.ipynb #68ffb518
+def plain_step(
+    method, # in training mode
+    opt: torch.optim.Optimizer, # over its parameters
+    pixels: Tensor, # uint8 (b c h w)
+    dtype: str, # 'float32' or 'bfloat16'
+    step: int, # for the views
+) -> Tensor: # the loss
+    "A training step with nothing around it: views, forward, backward, optimizer."
+    opt.zero_grad(set_to_none=True)
+    with torch.autocast('cpu', torch.bfloat16, enabled=dtype == 'bfloat16'): loss, _ = method(method.prepare(pixels, generator(0, 'views', step)))
+    loss.backward(); opt.step(); method.after_step(step)
+    return loss
 
-# %% ../nbs/19_bench.ipynb #6d0f5ebc
-_MORE = dict(of_floor='{:.2f} times the floor', error='value to {:.0e}', gradient_error='gradient to {:.0e}', peak_mib='{:.0f} MiB', peak_ratio='1/{:.0f} of the naive')
+# %% ../nbs/19_bench.ipynb #55771131
+def _steps(made, data, steps, compiled=False):
+    "A function that takes so many plain steps of a recipe, always with the same network"
+    method = build(made, data.size, *normalisation(data)).to(memory_format=torch.contiguous_format if made.memory_format == 'contiguous' else torch.channels_last).train()
+    for m in (method.backbone, method.projector) if compiled else (): m.compile()
+    opt, count = torch.optim.AdamW(param_groups(method, made.weight_decay), made.lr), iter(range(10**9))
+    order = torch.randperm(len(data), generator=generator(0, 'order'))
+    pixels = [data.pixels[i] for i in order[:len(order)//made.batch*made.batch].view(-1, made.batch)]
+    return lambda: [plain_step(method, opt, pixels[i % len(pixels)], precision(made.precision), i) for _ in range(steps) for i in [next(count)]]
+
+# %% ../nbs/19_bench.ipynb #d0ae94b2
+def bench_train(
+    names: tuple = ('digits', 'fashion_mnist'), # data sets, whose default recipes to take
+    steps: int = 3, # steps a turn of the first question
+    rounds: int = 7, # turns of the first question
+    loop: int = 50, # steps a turn of the second, on the first data set; health is looked at twice, the probe asked and a checkpoint written once
+    turns: int = 3, # turns of the second question
+    compiled: bool = False, # try torch.compile too
+    **changes, # of the recipes
+) -> dict: # for each form best and median seconds, ratio, images a second; for the loop its extra share
+    "Default recipes beside plain eager float32, and the loop beside its bare step."
+    out, first = {}, None
+    for name in names:
+        try: data = load(name).train
+        except FileNotFoundError: continue
+        made = recipe(name, **changes); first = first or (made, data)
+        forms = {'plain float32': _steps(replace(made, precision='float32', memory_format='contiguous'), data, steps), 'default': _steps(made, data, steps)}
+        if compiled: forms['default, compiled'] = _steps(made, data, steps, True)
+        told = race(forms, rounds)
+        for form, r in told.items():
+            r |= dict(images_per_second=round(steps*made.batch/r['best']), of_medians=round(told['plain float32']['median']/r['median'], 2), precision=precision('float32' if form == 'plain float32' else made.precision))
+            out[f'{name}, {form}'] = r
+    return out | _loop(*first, loop, turns)
+
+# %% ../nbs/19_bench.ipynb #ea247901
+def _loop(made, data, steps, turns):
+    "The loop with all it does, beside its bare step"
+    made = replace(made, steps=steps, probe_every=steps, watch_every=max(1, steps//2), checkpoint_every=steps)
+    probe, bare = online_probe(argparse.Namespace(train=data), made), _steps(made, data, steps)
+    def whole():
+        with tempfile.TemporaryDirectory() as folder: fit(build(made, data.size, *normalisation(data)), data, made, Run.create(Path(folder)/'run', made), progress=False, probe=probe)
+    told = race({'bare steps': bare, 'the loop': whole}, turns)
+    told['the loop'] |= dict(extra=told['the loop']['best']/told['bare steps']['best'] - 1, extra_of_medians=told['the loop']['median']/told['bare steps']['median'] - 1)
+    return {n: r | dict(images_per_second=round(steps*made.batch/r['best'])) for n, r in told.items()}
+
+# %% ../nbs/19_bench.ipynb #45a10dd8
+PARTS = dict(masks=bench_masks, predictor=bench_predictor, ijepa=bench_ijepa, sigreg=bench_sigreg, views=bench_views, train=bench_train) # what can be measured
+QUICK = dict(masks=dict(rounds=1, batch=8), predictor=dict(rounds=1, batch=2, size=32, depth=1), ijepa=dict(rounds=1, batch=2, size=32, depth=1),
+             sigreg=dict(rounds=1, n=64, d=8, s=8, memory=False), views=dict(rounds=1, cases=((16, 16, 2),)),
+             train=dict(names=('digits',), steps=1, rounds=1, loop=4, turns=1, batch=16, widths=(8, 16), hidden=16, out=8, global_views=2, slices=8))
+
+# %% ../nbs/19_bench.ipynb #118d4154
+_MORE = dict(images_per_second='{:.0f} images/s', of_medians='{:.2f} by medians', extra='{:+.1%} of the bare steps', extra_of_medians='{:+.1%} by medians', of_floor='{:.2f} times the floor', error='value to {:.0e}', gradient_error='gradient to {:.0e}', peak_mib='{:.0f} MiB', peak_ratio='1/{:.0f} of the naive')
 
 def report(
     results: dict, # by part: what its function gave
@@ -325,10 +389,10 @@ def report(
     lines += [f"{part}: {key.replace('_', ' the ')}: {v:.2f} of the time" for part, rows in results.items() for key, v in rows.items() if key.startswith('half_')]
     return '\n'.join(lines + ['ratio: how many times as fast as the first of its part; views: ours, torchvision, in views a second'])
 
-# %% ../nbs/19_bench.ipynb #90d60c4b
+# %% ../nbs/19_bench.ipynb #1083c24d
 @command
 def jepa_lit_bench(
-    part: str, # masks, predictor, ijepa, sigreg, views, or all
+    part: str, # masks, predictor, ijepa, sigreg, views, train, or all
     out: str | None = None, # JSON file for the figures (default: none)
     rounds: int | None = None, # turns (default: 20 for masks, 5 for the others)
     threads: int | None = None, # threads on the CPU (default: torch's choice; masks and views always use one)
@@ -341,7 +405,7 @@ def jepa_lit_bench(
     if threads: torch.set_num_threads(threads)
     for name in tqdm(names, disable=len(names) == 1, desc='parts'):
         given = (QUICK[name] if quick else {}) | (dict(rounds=rounds) if rounds else {})
-        if compile and name in ('ijepa', 'sigreg'): given['compiled'] = True
+        if compile and name in ('ijepa', 'sigreg', 'train'): given['compiled'] = True
         results[name] = PARTS[name](**given)
     told = {k: v for k, v in record(Recipe(), began).items() if k not in ('seed', 'split_seed')}
     print(report(results))

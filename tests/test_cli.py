@@ -45,7 +45,7 @@ def test_digits_end_to_end(run, tmp_path):
     code, out, err = run('jepa_lit_train', *TINY, '--seed', 3, '--split-seed', 1)
     assert code == 0, err
     folder = tmp_path/'runs/digits-lejepa-3'
-    assert {'recipe.json', 'log.jsonl', 'metrics.json', 'model.safetensors', 'checkpoint.pt', 'curves.png', 'embedding.png'} <= {p.name for p in folder.iterdir()}
+    assert {'recipe.json', 'recipe.toml', 'log.jsonl', 'metrics.json', 'model.safetensors', 'checkpoints', 'curves.png', 'embedding.png'} <= {p.name for p in folder.iterdir()}
     m = json.loads((folder/'metrics.json').read_text())
     assert m['status'] == 'done' and m['seed'] == 3 and m['split_seed'] == 1 and m['wall_seconds'] > 0 and 'jepa_lit_train' in m['command']
     for row in ('raw', 'untrained', 'trained'):
@@ -133,10 +133,10 @@ def test_program_interrupted_and_resumed(start, run, tmp_path):
 
 def test_programs_answer(start):
     "The installed programs start, print help, and answer a mistake in one line"
-    started = [start(n, '--help') for n in ('jepa_lit_train', 'jepa_lit_probe', 'jepa_lit_embed')] + [start('jepa_lit_train', '--data', 'digts')]
+    started = [start(n, '--help') for n in ('jepa_lit_train', 'jepa_lit_probe', 'jepa_lit_embed', 'jepa_lit_plot')] + [start('jepa_lit_train', '--data', 'digts')]
     done = [(*p.communicate(timeout=120), p.returncode) for p in started]
-    for out, err, code in done[:3]: assert code == 0 and len(out.splitlines()) > 8, err
-    out, err, code = done[3]
+    for out, err, code in done[:4]: assert code == 0 and len(out.splitlines()) > 6, err
+    out, err, code = done[4]
     assert code == 2 and len(err.splitlines()) == 1 and 'did you mean digits' in err
 
 
@@ -145,9 +145,14 @@ def test_programs_answer(start):
     ('--steps 0', 'at least 1'), ('--batch 5000', 'larger than the data'), ('--batch 1', 'at least 2'), ('--size 8', 'smaller than'), ('--resume nowhere', 'not a run'),
     ('--data folder', 'root'), ('--data folder --root missing', 'missing'), ('--data folder --root empty', 'empty'), ('--data folder --root text', 'no images'),
     ('--data folder --root one', 'one image'), ('--data folder --root broken', 'cannot be read'), ('--out file.txt', 'file.txt'), ('--out /proc/run', '/proc/run'), ('--splitseed 3', 'did you mean'),
-    ('--resume text', 'not a run'), ('--out text --overwrite', 'not a run')])
+    ('--resume text', 'not a run'), ('--out text --overwrite', 'not a run'),
+    ('--recipe nofile.toml', 'recipe file nofile.toml not found'), ('--recipe bad.toml', 'bad.toml is not TOML'), ('--recipe key.toml', 'key.toml: unknown recipe key \'lamda\': did you mean lamb'), ('--recipe kind.toml', 'kind.toml: recipe key lr expects float'),
+    ('--recipe imagenet_ijepa', 'did you mean imagenet_ijepa_vith14'), ('--recipe imagenet_ijepa_vith14 --method lejepa', 'is for method ijepa'), ('--recipe imagenet_lejepa_vitl14', 'root'), ('--data imagenet_lejepa_vitl14', 'unknown data set'),
+    ('--set steps=1.5', 'expects int'), ('--set compile=maybe', 'true or false'), ('--set backbone=resnet19', 'did you mean resnet18'), ('--set backbone=vit_tiny patch=7', 'divisible by the patch size 7'), ('--set on_full=go', 'did you mean go on'), ('--shard', 'jepa_lit_launch'),
+    ('--resume auto --overwrite', 'choose one'), ('--resume text --out r', 'leave --out away'), ('--resume auto --out file.txt', 'is a file')])
 def test_bad_input(run, tmp_path, words, expected):
     (tmp_path/'empty').mkdir(); (tmp_path/'file.txt').write_text('x')
+    for name, text in dict(bad='lr =', key='lamda = 0.1', kind='lr = "fast"').items(): (tmp_path/f'{name}.toml').write_text(text)
     (tmp_path/'text').mkdir(); [(tmp_path/f'text/{i}.txt').write_text('x') for i in range(3)]
     (tmp_path/'one').mkdir(); picture(0).save(tmp_path/'one/a.png')
     (tmp_path/'broken').mkdir(); [(tmp_path/f'broken/{i}.png').write_bytes(b'') for i in range(3)]
@@ -165,13 +170,159 @@ def test_read_only_output(run, tmp_path):
 
 
 @pytest.mark.parametrize('damage', ['truncated', 'pickle', 'checkpoint'])
-def test_damaged_run(run, tmp_path, damage):
+def test_damaged_run(run, bare, tmp_path, damage):
     assert run('jepa_lit_train', *TINY, '--out', 'r')[0] == 0
-    f = tmp_path/'r'/('checkpoint.pt' if damage == 'checkpoint' else 'model.safetensors')
+    files = sorted((tmp_path/'r/checkpoints').glob('step-*.pt')) if damage == 'checkpoint' else [tmp_path/'r/model.safetensors']
     class Hostile:
         def __reduce__(self): return os.mkdir, (str(tmp_path/'owned'),)
-    f.write_bytes(f.read_bytes()[:3000] if damage == 'truncated' else pickle.dumps(Hostile()))
+    for f in files: f.write_bytes(f.read_bytes()[:3000] if damage == 'truncated' else pickle.dumps(Hostile()))
     for words in ((('jepa_lit_train', '--resume', 'r', '--quiet'),) if damage == 'checkpoint' else (('jepa_lit_probe', 'r', '--quiet'), ('jepa_lit_embed', 'r', '--quiet'))):
         code, out, err = run(*words)
         assert code == 2 and len(err.strip().splitlines()) == 1 and f.name in err, err
     assert not (tmp_path/'owned').exists()
+
+
+@pytest.fixture
+def bare(monkeypatch):
+    "Training without the evaluation at its end, for tests of what comes before"
+    from jepa_lit import cli
+    monkeypatch.setattr(cli, 'finish', lambda run, method, recipe, *a: cli.save_model(method, recipe, run.path/'model.safetensors'))
+
+
+def steps(folder): return [json.loads(l)['step'] for l in (folder/'log.jsonl').read_text().splitlines()]
+def recipe_of(folder): return json.loads((folder/'recipe.json').read_text())
+
+
+def test_recipe_files(run, bare, tmp_path):
+    "A file, changes beside it, and the run's own file given back"
+    (tmp_path/'mine.toml').write_text('steps = 4\nprecision = "float32"\nwidths = [8, 16]\nhidden = 32\nbatch = 32\nglobal_views = 2\nslices = 16\nseed = 9\n')
+    assert run('jepa_lit_train', '--recipe', 'mine.toml', '--seed', 2, '--set', 'slices=8', '--out', 'a', '--quiet')[0] == 0
+    assert run('jepa_lit_train', '--recipe', 'a/recipe.toml', '--out', 'b', '--quiet')[0] == 0
+    a, b = (recipe_of(tmp_path/n) for n in 'ab')
+    assert a == b and (a['seed'], a['slices'], a['widths'], a['steps']) == (2, 8, [8, 16], 4)
+    same = [(tmp_path/n/'model.safetensors').read_bytes() for n in 'ab']
+    assert same[0][-1000:] == same[1][-1000:] and len(same[0]) == len(same[1])                  # the same weights
+
+
+def test_resume_auto(run, bare, tmp_path):
+    "Starts where there is nothing, goes on where there is a run, and refuses another run's words"
+    words = [*TINY, '--resume', 'auto', '--set', 'seed=4']
+    code, out, err = run('jepa_lit_train', *words, '--minutes', 0)
+    folder = tmp_path/'runs/digits-lejepa-4'                                                    # the default folder
+    assert code == 0 and f'--resume {Path("runs/digits-lejepa-4")}' in out, err
+    done = len(steps(folder))
+    assert done < 6
+    code, out, err = run('jepa_lit_train', *words)
+    assert code == 0 and steps(folder) == list(range(6)), err
+    before = (folder/'log.jsonl').read_bytes()
+    for more, said in ((['--lr', 1e-5], 'lr=0.003, got lr=1e-05'), (['--set', 'widths=8,32'], 'widths'), (['--validate'], 'validate'), (['--set', 'batch=16'], 'batch')):
+        code, out, err = run('jepa_lit_train', *words, *more)
+        assert code == 2 and said in err and 'was started with' in err and err.count('\n') == 1, err
+    code, out, err = run('jepa_lit_train', '--resume', folder, '--method', 'ijepa')
+    assert code == 2 and 'method=lejepa, got method=ijepa' in err
+    assert (folder/'log.jsonl').read_bytes() == before
+    assert run('jepa_lit_train', '--resume', 'auto', '--recipe', folder/'recipe.toml', '--steps', 8, '--set', 'keep=1', 'watch_every=3', '--quiet')[0] == 0
+    assert steps(folder) == list(range(8)) and recipe_of(folder)['steps'] == 8 and len(list((folder/'checkpoints').glob('step-*.pt'))) <= 2
+
+
+def asks(monkeypatch, when, number):
+    "Make an online probe of the CLI send this process a signal at a step"
+    from jepa_lit import cli
+    monkeypatch.setattr(cli, 'online_probe', lambda splits, recipe: lambda method, step: (os.kill(os.getpid(), number) or {}) if step == when else {})
+
+
+@pytest.mark.parametrize('number,expected', [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
+def test_exit_codes_of_signals(run, bare, tmp_path, monkeypatch, number, expected):
+    with monkeypatch.context() as m:
+        asks(m, 2, number)
+        code, out, err = run('jepa_lit_train', *TINY, '--out', 'r', '--probe_every', 1, '--resume', 'auto')
+    assert code == expected and 'go on with: jepa_lit_train --resume r' in out and len(err.splitlines()) == 1 and 'Traceback' not in err, err
+    assert len(steps(tmp_path/'r')) < 6 and list((tmp_path/'r/checkpoints').glob('step-*.pt')) and not (tmp_path/'r/model.safetensors').exists()
+    code, out, err = run('jepa_lit_train', *TINY, '--out', 'r', '--resume', 'auto')
+    assert code == 0 and steps(tmp_path/'r') == list(range(6)), err
+
+
+def test_signal_while_evaluating(run, tmp_path, monkeypatch):
+    "Before and after the loop a signal ends the run at once, and the next start finishes it"
+    from jepa_lit import cli
+    with monkeypatch.context() as m:
+        m.setattr(cli, 'evaluate', lambda *a: os.kill(os.getpid(), signal.SIGUSR1))
+        code, out, err = run('jepa_lit_train', *TINY, '--out', 'r')
+    assert code == 75 and 'SIGUSR1; go on with: jepa_lit_train --resume r' in err, err
+    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+    monkeypatch.setattr(cli, 'finish', lambda run, *a: run.write('done.json', {}))
+    assert run('jepa_lit_train', '--resume', 'r', '--quiet')[0] == 0 and (tmp_path/'r/done.json').exists()
+
+
+def test_online_probe(run, bare, tmp_path):
+    "Named in the log, blind to the test part, and without influence on the weights"
+    import torch
+    from jepa_lit.cli import online_probe, splits_of
+    from jepa_lit.recipes import recipe
+    from dataclasses import replace
+    for name, every in (('a', 0), ('b', 3)): assert run('jepa_lit_train', *TINY, '--out', name, '--probe_every', every)[0] == 0
+    a, b = ((tmp_path/n/'model.safetensors').read_bytes() for n in 'ab')
+    assert a[-2000:] == b[-2000:]
+    lines = [json.loads(l) for l in (tmp_path/'b/log.jsonl').read_text().splitlines()]
+    assert [l['step'] for l in lines if 'knn' in l and 0 <= l['knn'] <= 1 and 0 <= l['linear'] <= 1] == [2, 5]
+    splits = splits_of(recipe('digits'))
+    class Pixels(torch.nn.Module):
+        def embed(self, x): return x.flatten(1).float()
+    blind = online_probe(replace(splits, test=None), recipe('digits', probe_every=1))
+    seen = online_probe(splits, recipe('digits', probe_every=1))(Pixels(), 0)
+    assert seen == blind(Pixels(), 0) and seen['knn'] > .9 and seen['linear'] > .7
+    assert online_probe(splits, recipe('digits')) is None
+    class Broken(torch.nn.Module):
+        def embed(self, x): return x.flatten(1).float()*float('nan')
+    assert seen and blind(Broken(), 0) == {}
+    with pytest.warns(UserWarning, match='no labels'): assert online_probe(replace(splits, train=replace(splits.train, labels=None)), recipe('digits', probe_every=1)) is None
+
+
+def test_tensorboard_missing(run, tmp_path, monkeypatch):
+    import importlib.util; find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name, *a: None if name == 'tensorboard' else find(name, *a))
+    code, out, err = run('jepa_lit_train', *TINY, '--tensorboard', '--out', 'r')
+    assert code == 2 and "pip install 'jepa_lit[watch]'" in err and err.count('\n') == 1 and not (tmp_path/'r').exists()
+
+
+def test_tensorboard(run, bare, tmp_path):
+    events = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator', reason='needs tensorboard, which is not installed')
+    assert run('jepa_lit_train', *TINY, '--tensorboard', '--probe_every', 3, '--out', 'r')[0] == 0
+    found = events.EventAccumulator(str(tmp_path/'r/tensorboard')); found.Reload()
+    assert [e.step for e in found.Scalars('loss')] == list(range(6)) and [e.step for e in found.Scalars('knn')] == [2, 5]
+
+
+def test_plot(run, bare, tmp_path):
+    for name, words in (('a', []), ('b', ['--lamb', .5]), ('c', ['--minutes', 0])): assert run('jepa_lit_train', *TINY, '--out', name, *words)[0] == 0
+    code, out, err = run('jepa_lit_plot', 'a', 'b', 'c', '--out', 'pictures/three.png')
+    assert code == 0 and '3 runs' in out and Image.open(tmp_path/'pictures/three.png').width > 400, err
+    from jepa_lit.cli import compare_figure
+    labels = compare_figure(['a', 'b', 'c']).axes[0].get_legend_handles_labels()[1]
+    assert labels == ['a (lamb=0.01)', 'b (lamb=0.5)', 'c (lamb=0.01)']
+    for words, said in ((['a', 'nothing'], 'not a run'), (['a', '--out', 'x.odd'], 'odd'), ([], 'required')):
+        code, out, err = run('jepa_lit_plot', *words)
+        assert code == 2 and said in err and len(err.splitlines()) == 1, err
+
+
+def test_a_run_that_cannot_begin_leaves_no_folder(run, tmp_path, monkeypatch):
+    from jepa_lit import cli
+    monkeypatch.setattr(cli, 'fit', lambda *a, **k: (_ for _ in ()).throw(ValueError('no compiler')))
+    code, out, err = run('jepa_lit_train', *TINY, '--out', 'r')
+    assert code == 2 and 'no compiler' in err and not (tmp_path/'r').exists()
+
+
+@pytest.mark.slow
+def test_two_processes(start, tmp_path):
+    "The same command under torchrun: one speaks, one folder, the same result as alone; a mistake is said once"
+    words = [w if w != 'precision=float32' else 'precision=float32' for w in TINY]
+    both = start('jepa_lit_launch', '--nproc', 2, '--', 'jepa_lit_train', *words, '--out', 'two'); out, err = both.communicate(timeout=300)
+    assert both.returncode == 0 and out.count('Splits: digits') == 1 and out.count('saved in two') == 1, err
+    alone = start('jepa_lit_train', *words, '--out', 'one'); alone.communicate(timeout=300)
+    a, b = ([json.loads(l) for l in (tmp_path/n/'log.jsonl').read_text().splitlines()] for n in ('one', 'two'))
+    assert len(a) == len(b) == 6 and all(abs(x['loss'] - y['loss']) < 1e-3*abs(x['loss']) for x, y in zip(a[:2], b[:2]))
+    assert json.loads((tmp_path/'two/metrics.json').read_text())['probes'].keys() == {'raw', 'untrained', 'trained'}
+    wrong = start('jepa_lit_launch', '--nproc', 2, '--', 'jepa_lit_train', '--set', 'lamda=1'); out, err = wrong.communicate(timeout=300)
+    assert wrong.returncode == 2 and err.count('did you mean lamb') == 1 and 'Traceback' not in err, err
+    split = start('jepa_lit_launch', '--nproc', 2, '--', 'jepa_lit_train', *words, '--shard', '--out', 'spread'); out, err = split.communicate(timeout=300)
+    c = [json.loads(l) for l in (tmp_path/'spread/log.jsonl').read_text().splitlines()]
+    assert split.returncode == 0 and len(c) == 6 and abs(a[0]['loss'] - c[0]['loss']) < 1e-3*a[0]['loss'], err
