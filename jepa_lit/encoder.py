@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'fused', 'attend', 'Attention', 'Mlp', 'Block', 'initialise', 'ViT', 'vit', 'Residual', 'ConvNet',
-           'Preprocess', 'unit']
+           'Preprocess', 'unit', 'wide']
 
 # %% ../nbs/02_encoder.ipynb #f4836cb0
 from collections.abc import Sequence
@@ -264,3 +264,10 @@ def unit(
         lo, hi = (v.item() for v in images.aminmax())
         if not -.01 <= lo <= hi <= 1.01: raise ValueError(f"expected floats in [0, 1] without NaN, got values from {lo:.3g} to {hi:.3g}")
     return images.float()
+
+# %% ../nbs/02_encoder.ipynb #9c4743c5
+def wide(
+    x: Tensor, # floating point
+) -> Tensor: # float32, or float64 where x is
+    "At least single precision."
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -5,24 +5,24 @@
 # %% auto #0
 __all__ = ['LOSSES', 'standardise', 'baselines', 'pool', 'IJEPA']
 
-# %% ../nbs/06_ijepa.ipynb #86731d97
+# %% ../nbs/06_ijepa.ipynb #395ac13c
 import torch, torch.nn.functional as F
 from collections.abc import Callable
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from .ema import EMA, momentum_schedule
-from .encoder import Preprocess, ViT, unit
+from .encoder import Preprocess, ViT, unit, wide
 from .masks import Masks, MultiBlock
 from .patches import patchify, take
 from .predictor import Predictor
 
-# %% ../nbs/06_ijepa.ipynb #db906a48
+# %% ../nbs/06_ijepa.ipynb #feec8517
 def standardise(
     h: Float[Tensor, "*batch d"], # features
     eps: float = 1e-5, # added to the variance
-) -> Float[Tensor, "*batch d"]: # float32, mean 0 and variance 1 over the width
+) -> Float[Tensor, "*batch d"]: # float32 (float64 stays), mean 0 and variance 1 over the width
     "A layer norm without weights: what I-JEPA's code does to its targets."
-    return F.layer_norm(h.float(), h.shape[-1:], eps=eps)
+    return F.layer_norm(wide(h), h.shape[-1:], eps=eps)
 
 # %% ../nbs/06_ijepa.ipynb #97bb95ae
 def baselines(
@@ -51,7 +51,7 @@ def pool(
 # %% ../nbs/06_ijepa.ipynb #70524115
 LOSSES = dict(smooth_l1=F.smooth_l1_loss, l2=F.mse_loss) # smooth L1 with its knee at 1; both a mean over everything
 
-# %% ../nbs/06_ijepa.ipynb #7f99ed77
+# %% ../nbs/06_ijepa.ipynb #ae82efdf
 class IJEPA(nn.Module):
     "I-JEPA (Assran et al. 2023): predict the target encoder's features of hidden blocks from a visible context."
     def __init__(self,
@@ -93,12 +93,11 @@ class IJEPA(nn.Module):
         z = self.encoder(x, masks.context, masks.mask)
         guess = self.predictor(z, masks.context, masks.targets, masks.mask)
         if self.to_pixels: guess = self.to_pixels(guess)
-        pred = self.rho(guess.float(), y)
+        pred = self.rho(wide(guess), y)
         logs = {'prediction': pred.detach(), **lines}
-        pred = pred*self.share
-        if not self.regulariser: return pred, logs
-        extra = self.regulariser(_mean(z.float(), masks.mask))
-        return pred + self.weight*extra, {**logs, 'regulariser': extra.detach()}
+        if not self.regulariser: return self.share*pred, logs
+        extra = self.regulariser(_mean(wide(z), masks.mask))
+        return self.share*pred + self.weight*extra, {**logs, 'regulariser': extra.detach()}
 
     def pieces(self, batch: tuple, k: int): # yields ((x, Masks), share of the images)
         "The batch in k pieces; their losses, weighted by the shares, add up to its loss."
@@ -114,7 +113,7 @@ class IJEPA(nn.Module):
     @torch.no_grad()
     def target_of(self, x: Tensor, masks: Masks) -> tuple: # -> targets (m b t d), baselines
         "What there is to predict, and what a prediction costs that knows nothing of the image."
-        m, norm = len(masks.targets), standardise if self.normalise else Tensor.float
+        m, norm = len(masks.targets), standardise if self.normalise else wide
         if self.targets == 'before':
             y = norm(self.target(x.repeat(m, 1, 1, 1), masks.targets.flatten(0, 1))).unflatten(0, (m, len(x)))
             return y, {}
@@ -127,7 +126,7 @@ class IJEPA(nn.Module):
 
     def embed(self, images: Tensor, to: int | None = None) -> Tensor: # uint8, or float in [0, 1], (b c h w) -> (b d)
         "Pooled features of whole images by the target encoder; `to` as in `pool`."
-        return pool(self.target(self._scaled(images)).float(), self.encoder.grid, to)
+        return pool(wide(self.target(self._scaled(images))), self.encoder.grid, to)
 
     def _scaled(self, images):
         return self.preprocess(images) if self.preprocess else unit(images) if images.dtype == torch.uint8 else images

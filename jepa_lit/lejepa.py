@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['prediction', 'projector', 'pooled', 'infer_width', 'LeJEPA']
 
-# %% ../nbs/12_lejepa.ipynb #09ab90c3
+# %% ../nbs/12_lejepa.ipynb #084d9c60
 import warnings
 from collections.abc import Callable
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from .ema import EMA
-from .encoder import Preprocess, unit
+from .encoder import Preprocess, unit, wide
 from .normality import healthy
 from .sigreg import SIGReg
 from .views import MultiCrop
@@ -78,7 +78,7 @@ def _inputs(first, size):
     if isinstance(first, nn.Conv1d): return [(2, first.in_channels, s) for s in ([size] if size else (64, 1024, 16384))]
     return [(2, first.in_channels, s, s) for s in ([size] if size else (32, 64, 224, 16, 28, 48, 96, 128, 256, 384))]
 
-# %% ../nbs/12_lejepa.ipynb #c04f98d3
+# %% ../nbs/12_lejepa.ipynb #7b9e663e
 class LeJEPA(nn.Module):
     "LeJEPA (Balestriero and LeCun 2025): a prediction loss over views and SIGReg, on any backbone."
     def __init__(self,
@@ -115,13 +115,13 @@ class LeJEPA(nn.Module):
         z, mu = self._project(views, self.backbone, self.projector), None
         if self.teacher:
             with torch.no_grad(): mu = self._project(views[:1], *self.average.model).mean(0)
-        pred, reg = self.share*prediction(z, len(views[0]), mu), self.sigreg(z)
-        return (1 - self.lamb)*pred + self.lamb*reg, {'prediction': pred.detach(), 'sigreg': reg.detach()}
+        pred, reg = prediction(z, len(views[0]), mu), self.sigreg(z)
+        return (1 - self.lamb)*self.share*pred + self.lamb*reg, {'prediction': pred.detach(), 'sigreg': reg.detach()}
 
     def _project(self, views, backbone, projector):
         "Embeddings (v b k) of all views: one pass a size through the backbone, one for all through the projector"
         h = [pooled(backbone(self._scaled(x))) for x in _by_size(views)]
-        return projector(torch.cat(h)).float().unflatten(0, (-1, views[0].shape[1]))
+        return wide(projector(torch.cat(h))).unflatten(0, (-1, views[0].shape[1]))
 
     def _scaled(self, x): return self.preprocess.normalise(x.to(self.preprocess.mean.device)) if self.preprocess else x
 
@@ -133,8 +133,8 @@ class LeJEPA(nn.Module):
         "Embeddings of whole images by the backbone, before the projector; call `eval()` first. With `average`, by its average, without gradient."
         if self.preprocess: images = self.preprocess(images)
         elif not images.is_floating_point(): images = unit(images)
-        if self.average is None: return pooled(self.backbone(images)).float()
-        with torch.no_grad(): return pooled(self.average.model[0](images)).float()
+        if self.average is None: return wide(pooled(self.backbone(images)))
+        with torch.no_grad(): return wide(pooled(self.average.model[0](images)))
 
     def after_step(self, step: int): # optimizer steps already taken before this one
         "Move the average, if there is one: the plain mean of all weights so far, until that is longer than the momentum's memory."

@@ -61,28 +61,32 @@ def _stepping(
         if k > 1: c.add_(dc.addcmul_(down, c)); s.add_(ds.addcmul_(down, s))
         yield c, s
 
-# %% ../nbs/10_sigreg.ipynb #4b117e4c
+# %% ../nbs/10_sigreg.ipynb #b5f4213c
 def _halving(p, step, knots):
-    "The same waves, in two lists: shallow formulas for a compiler"
+    "Twice the cosines, and the sines, in two lists: shallow formulas for a compiler"
     s, c = (step/2*p).sin(), (step/2*p).cos()
-    v, s = [2*s*s], [2*s*c]                                          # entry k - 1 holds knot k
+    w, s = [4*s*s], [2*s*c]                                          # entry k - 1 holds knot k
+    q = [2 - w[0]]
     for k in range(2, knots):
         b, odd = divmod(k, 2)
-        va, vb, sb = v[b + odd - 1], v[b - 1], s[b - 1]
-        v.append(2*(va + vb - va*vb) - v[0] if odd else 2*va*(2 - va))
-        s.append(2*sb*(1 - va) + s[0] if odd else 2*sb*(1 - va))
-    return [1 - x for x in v], s
+        wa, wb, qa, sb = w[b + odd - 1], w[b - 1], q[b + odd - 1], s[b - 1]
+        w.append(wb*qa + (wa + wa) - w[0] if odd else wb*(2 + qa))
+        s.append(qa*sb + s[0] if odd else qa*sb)
+        q.append(2 - w[-1])
+    return q, s
 
-# %% ../nbs/10_sigreg.ipynb #a0c5a852
+# %% ../nbs/10_sigreg.ipynb #5d138ab8
 def _sums(p, step, knots):
     "Sums over the samples of cosine and sine at each knot after 0, (2 q-1 ... s)"
-    if torch.compiler.is_compiling(): return torch.stack([torch.stack([x.sum(-1) for x in xs]) for xs in _halving(p, step, knots)])
+    if torch.compiler.is_compiling():
+        q, s = _halving(p, step, knots)
+        return torch.stack([torch.stack([x.sum(-1) for x in q])/2, torch.stack([x.sum(-1) for x in s])])
     return torch.stack([torch.stack([c.sum(-1), s.sum(-1)]) for c, s in _stepping(p, step, knots)], 1)
 
 def _slope(out, p, cos, sin, step, knots):
     "Add to `out` the waves weighted with `cos` and `sin` (q-1 ... s 1)"
     if torch.compiler.is_compiling():                             # a step of the other sign: or it would store the waves of `_sums` to reuse them
-        return out.add_(sum(a*c - b*s for a, b, c, s in zip(cos, sin, *_halving(p, -step, knots))))
+        return out.add_(sum(a*q - b*s for a, b, q, s in zip(cos/2, sin, *_halving(p, -step, knots))))
     for a, b, (c, s) in zip(cos, sin, _stepping(p, step, knots)): out.addcmul_(c, a).addcmul_(s, b)
 
 def _rows(p):
@@ -145,7 +149,7 @@ def _apart(z, eps, reduce):
     dev = ((square if reduce is None else reduce(square))/n + eps).sqrt()
     return z/dev.detach().unsqueeze(-2), (mean**2 + (1 - dev)**2).mean()
 
-# %% ../nbs/10_sigreg.ipynb #f65a4ce6
+# %% ../nbs/10_sigreg.ipynb #488af562
 def sigreg(
     z: Float[Tensor, "*v n d"], # embeddings (n d), or (v n d) for v views
     directions: Float[Tensor, "d s"], # unit directions, as columns
@@ -162,7 +166,7 @@ def sigreg(
     step, n, dtype = t_max/(knots - 1), z.shape[-2], torch.promote_types(z.dtype, torch.float32)
     with torch.autocast(z.device.type, enabled=False):
         z, apart = (z.to(dtype), 0.) if eps is None else _apart(z.to(dtype), eps, reduce)
-        sums = _Means.apply(directions.to(z.device, dtype).mT @ z.mT, step, knots)          # (2 q-1 *v s)
+        sums = _Means.apply(directions.to(z.device, dtype).mT.contiguous() @ z.mT, step, knots)          # (2 q-1 *v s)
         if reduce is not None:
             both = reduce(torch.cat([sums.flatten(), sums.new_full((1,), n)]))
             sums, n = both[:-1].view_as(sums), both[-1]

@@ -103,7 +103,7 @@ class _put_off:
     def __exit__(self, *_):
         if self.torchs and signal.getsignal(signal.SIGCHLD) == self._later: signal.signal(signal.SIGCHLD, self.torchs)
 
-# %% ../nbs/13_training.ipynb #c28bc77b
+# %% ../nbs/13_training.ipynb #ccf292e4
 def fit(
     method: nn.Module, # has prepare(images, generator), forward(batch) -> (loss, logs), after_step(step) and embed(images)
     data, # Images or Files to train on
@@ -117,7 +117,7 @@ def fit(
     "Train `method` on `data`; with a `run` it is logged, saved, and goes on from its checkpoint."
     team, place, dtype = team or Alone(), device(), precision(recipe.precision)
     with own_folder(run, team), own_random(recipe.seed, 'run', team.rank), interruptible() as stop, ready(method, recipe, place, team.sharded):
-        model, rows, status = team.wrap(method), shared(method, recipe.batch, team), 'done'
+        model, rows, status = team.wrap(method), shared(method, recipe.batch, team, recipe.accumulate), 'done'
         opt = torch.optim.AdamW(param_groups(method, recipe.weight_decay), recipe.lr)
         keep, finite = Keeper(method, opt, recipe, run, team, data), Finite(method, recipe, run)
         start = step = keep.restore()
@@ -152,16 +152,18 @@ class Alone:
     def any(self, flag): return bool(flag)
     def barrier(self): pass
 
-# %% ../nbs/13_training.ipynb #9e92dd0d
+# %% ../nbs/13_training.ipynb #96f2752d
 def shared(
     method: nn.Module, # whose `share` is set
     batch: int, # images a step, of all processes together
     team, # the processes
+    pieces: int = 1, # that each process works through its part in
 ) -> dict: # for `prepare`: which rows of the batch these images are; empty for one process
     "This process's part of each batch, and the weight of its mean in the mean of all."
     if team.size == 1: return {}
     first, last = team.split(batch)
-    if last - first < 1: raise ValueError(f"a batch of {batch} is too small for {team.size} processes")
+    least = batch//team.size
+    if least < pieces: raise ValueError(f"a batch of {batch} is too small for {team.size} processes" + (f" that work through it in {pieces} pieces each: use a smaller accumulate" if pieces > 1 else ''))
     method.share = team.size*(last - first)/batch
     return dict(rows=(first, batch))
 

@@ -27,29 +27,24 @@ def method(kind, dtype=SINGLE, steps=50):
         enc = ViT(8, 2, 24, 2, 2, in_chans=1)
         return IJEPA(enc, Predictor(enc.grid, 24, 16, 1, 2), preprocess=pre, steps=steps).to(dtype)
 
-def exact(t, single=torch.Tensor.float): return t if t.dtype == DOUBLE else single(t)
-
 def cast(x, dtype):
     if isinstance(x, torch.Tensor): return x.to(dtype) if x.is_floating_point() else x
     return type(x)(cast(v, dtype) for v in x) if type(x) in (list, tuple) else x
 
 def train(kind, dtype, steps, batch, team=None, share=True):
     "A plain loop: losses (s,) and the method"
-    torch.Tensor.float = exact if dtype == DOUBLE else exact.__defaults__[0]         # the losses ask for float32 at least; here for float64
-    try:
-        m = method(kind, dtype, steps)
-        model, (a, b) = (team.wrap(m), team.split(batch)) if team else (m, (0, batch))
-        if team and share: m.share = team.size*(b - a)/batch
-        opt, out = torch.optim.AdamW(param_groups(m, .05), 1e-3), []
-        for i in range(steps):
-            pixels = torch.randint(256, (batch, 1, 8, 8), dtype=torch.uint8, generator=generator(0, 'pixels', i))
-            x = cast(m.prepare(pixels[a:b], generator(0, 'views', i), rows=(a, batch)), dtype)
-            opt.zero_grad()
-            loss = model.train()(x)[0]; loss.backward()
-            opt.step(); m.after_step(i)
-            out.append(team.mean(dict(loss=loss))['loss'] if team else loss.detach().double())
-        return torch.stack(out), m
-    finally: torch.Tensor.float = exact.__defaults__[0]
+    m = method(kind, dtype, steps)
+    model, (a, b) = (team.wrap(m), team.split(batch)) if team else (m, (0, batch))
+    if team and share: m.share = team.size*(b - a)/batch
+    opt, out = torch.optim.AdamW(param_groups(m, .05), 1e-3), []
+    for i in range(steps):
+        pixels = torch.randint(256, (batch, 1, 8, 8), dtype=torch.uint8, generator=generator(0, 'pixels', i))
+        x = cast(m.prepare(pixels[a:b], generator(0, 'views', i), rows=(a, batch)), dtype)
+        opt.zero_grad()
+        loss = model.train()(x)[0]; loss.backward()
+        opt.step(); m.after_step(i)
+        out.append(team.mean(dict(loss=loss))['loss'] if team else loss.detach().double())
+    return torch.stack(out), m
 
 def everything(cases, batch):
     "What a process of `launch` does: each case, and the whole state at its end"

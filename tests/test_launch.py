@@ -65,7 +65,7 @@ def broken(team):
 def half(path, shard):
     "Two steps, a checkpoint, two more"
     team = Team(shard)
-    m = method('ijepa', DOUBLE); torch.Tensor.float = lambda t, f=torch.Tensor.float: t if t.dtype == DOUBLE else f(t)
+    m = method('ijepa', DOUBLE)
     model, opt = team.wrap(m), torch.optim.AdamW([p for p in m.parameters() if p.requires_grad], 1e-3)
     start = 0
     if path.exists(): start = team.load(path, m, opt)['step']
@@ -160,15 +160,13 @@ def test_sharded_checkpoint_on_another_number_of_processes(ranks):
     assert not (path/'bad').exists()
 
 def one_half():
-    m, keep = method('ijepa', DOUBLE), torch.Tensor.float; torch.Tensor.float = lambda t: t if t.dtype == DOUBLE else keep(t)
-    try:
-        opt = torch.optim.AdamW([p for p in m.parameters() if p.requires_grad], 1e-3)
-        for step in range(4):
-            pixels = torch.randint(256, (7, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(step))
-            x = cast(m.prepare(pixels, torch.Generator().manual_seed(step), rows=(0, 7)), DOUBLE)
-            opt.zero_grad(); m.train()(x)[0].backward(); opt.step(); m.after_step(step)
-        with torch.no_grad(): return m.state_dict(), m.eval().embed(torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
-    finally: torch.Tensor.float = keep
+    m = method('ijepa', DOUBLE)
+    opt = torch.optim.AdamW([p for p in m.parameters() if p.requires_grad], 1e-3)
+    for step in range(4):
+        pixels = torch.randint(256, (7, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(step))
+        x = cast(m.prepare(pixels, torch.Generator().manual_seed(step), rows=(0, 7)), DOUBLE)
+        opt.zero_grad(); m.train()(x)[0].backward(); opt.step(); m.after_step(step)
+    with torch.no_grad(): return m.state_dict(), m.eval().embed(torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
 
 # ---- functions that travel
 

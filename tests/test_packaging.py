@@ -48,8 +48,8 @@ def test_wheel_needs_no_tools(metadata):
 blocked = '''
 import importlib, pkgutil, sys
 from importlib.machinery import PathFinder
-hidden, find = {'nbdev', 'execnb', 'ghapi', 'beartype', 'pytest', 'nbclient', 'nbformat', 'sphinx', 'build', 'timm', 'transformers', 'pandas', 'pyarrow'}, PathFinder.find_spec
-PathFinder.find_spec = lambda name, path=None, target=None: None if name.split('.')[0] in hidden else find(name, path, target)
+hidden, find = {'nbdev', 'execnb', 'ghapi', 'beartype', 'pytest', 'nbclient', 'nbformat', 'sphinx', 'build', 'timm', 'transformers', 'pandas', 'pyarrow', 'datasets', 'dill', 'tensorboard'}, PathFinder.find_spec
+PathFinder.find_spec = staticmethod(lambda name, path=None, target=None: None if name.split('.')[0] in hidden else find(name, path, target))
 import jepa_lit
 for m in pkgutil.iter_modules(jepa_lit.__path__): importlib.import_module(f'jepa_lit.{m.name}')
 for s in sys.argv[1:]:
