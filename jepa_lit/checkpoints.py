@@ -6,8 +6,8 @@
 __all__ = ['moved', 'write_checkpoint', 'verified', 'read_checkpoint', 'snapshot', 'Checkpoints', 'random_states',
            'set_random_states', 'own_random', 'locked']
 
-# %% ../nbs/13_checkpoints.ipynb #36505e27
-import contextlib, hashlib, os, random, re, socket, threading, warnings
+# %% ../nbs/13_checkpoints.ipynb #5df4fff2
+import contextlib, hashlib, os, random, re, shutil, socket, threading, warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 import numpy as np
@@ -111,7 +111,7 @@ def snapshot(
     if isinstance(state, (list, tuple)): return type(state)(snapshot(v) for v in state)
     return state
 
-# %% ../nbs/13_checkpoints.ipynb #0fdf7154
+# %% ../nbs/13_checkpoints.ipynb #b238702a
 class Checkpoints:
     "The checkpoints of a run: the last few and the best, each written by a thread."
     def __init__(self,
@@ -172,6 +172,7 @@ class Checkpoints:
     def tidy(self) -> None:
         "Remove what a killed writer left half-written; only for the process that holds the folder."
         for p in self.folder.glob('.*.tmp'): p.unlink(missing_ok=True)
+        for p in self.folder.glob('.shards-*.new'): shutil.rmtree(p, ignore_errors=True)
 
     def __repr__(self): return f"Checkpoints({', '.join(f'step {s}' for s, _ in self.files()) or 'none'})"
 

@@ -78,7 +78,7 @@ def command(
         return run_command(func, sys.argv[1:])
     return run
 
-# %% ../nbs/18_cli.ipynb #ae9e2219
+# %% ../nbs/18_cli.ipynb #15a7bd0f
 def run_command(
     func, # the function of a command
     argv: list[str], # the words after its name
@@ -89,7 +89,7 @@ def run_command(
         warnings.showwarning = lambda message, *a, **k: _rank() or print(f"warning: {message}", file=sys.stderr)
         try: func(**options); return 0
         except Signalled as e: text, code = str(e), 75
-        except KeyboardInterrupt: text, code = 'interrupted', 130
+        except KeyboardInterrupt as e: text, code = str(e) or 'interrupted', 130
         except Exception as e:
             if os.environ.get('JEPA_LIT_DEBUG'): raise
             text, code = ' '.join(str(e).split()) or type(e).__name__, 2
@@ -274,13 +274,13 @@ def _in_turn(team):
     yield
     if team and not later: team.barrier()
 
-# %% ../nbs/18_cli.ipynb #6b9afce5
+# %% ../nbs/18_cli.ipynb #fe2eeecc
 @contextlib.contextmanager
 def _heeding(out):
     "Outside the loop, SIGTERM and SIGUSR1 end the run at once, with the exit code that asks to be started again"
-    def stop(number, frame): raise Signalled(f"stopped by {signal.Signals(number).name}; go on with: jepa_lit_train --resume {'auto' if not Run.exists(out) else out}")
+    def stop(number, frame): raise (KeyboardInterrupt if number == signal.SIGINT else Signalled)(f"stopped by {signal.Signals(number).name}; go on with: jepa_lit_train --resume {'auto' if not Run.exists(out) else out}")
     old = {}
-    for s in (signal.SIGTERM, getattr(signal, 'SIGUSR1', signal.SIGTERM)):
+    for s in (signal.SIGINT, signal.SIGTERM, getattr(signal, 'SIGUSR1', signal.SIGTERM)):
         with contextlib.suppress(ValueError): old.setdefault(s, signal.signal(s, stop))       # only the main thread may
     try: yield
     finally:

@@ -218,7 +218,7 @@ def together(
 
 _KINDS = {}     # classes of batch norm, and the same with `_Together` before them
 
-# %% ../nbs/16_launch.ipynb #543391a3
+# %% ../nbs/16_launch.ipynb #62827350
 class Team:
     "The processes that train one model together."
     def __init__(self,
@@ -263,7 +263,8 @@ class Team:
         path = Path(path); new, old = path.with_name(f'.{path.name}.new'), path.with_name(f'.{path.name}.old')
         if self.rank == 0: shutil.rmtree(new, ignore_errors=True)
         self.barrier()
-        dcp.save(dict(model=model, optim=optim), checkpoint_id=new)
+        try: dcp.save(dict(model=model, optim=optim), checkpoint_id=new)
+        except dcp.CheckpointException as e: raise OSError(_first(e)) from None                # on all processes alike
         if self.rank == 0:
             torch.save(extra, new/'extra.pt')
             shutil.rmtree(old, ignore_errors=True)
@@ -282,7 +283,7 @@ class Team:
             extra, reader = torch.load(path/'extra.pt', weights_only=True), _Reader(path)
             reader.read_metadata()                                     # dcp would log what it finds wrong with it
             dcp.load(state, storage_reader=reader, planner=_Planner())
-        except (Exception, dcp.CheckpointException) as e: raise ValueError(f"{path} is damaged or not a checkpoint of jepa_lit ({_first(e)})") from None
+        except (Exception, dcp.CheckpointException) as e: raise ValueError(f"{path} is damaged, not a checkpoint of jepa_lit, or of another model ({_first(e)})") from None
         set_state_dict(method, opt, model_state_dict=model, optim_state_dict=optim)
         return extra
 
@@ -340,7 +341,7 @@ def _first(e):
     for x in getattr(e, 'failures', {}).values(): e = x[0] if isinstance(x, tuple) else x
     return f"{type(e).__name__}: {(str(e).splitlines() or ['?'])[0]}"[:200]
 
-# %% ../nbs/16_launch.ipynb #1fa40134
+# %% ../nbs/16_launch.ipynb #0ab41a86
 def _options():
     p = argparse.ArgumentParser('jepa_lit_launch', allow_abbrev=False, usage='jepa_lit_launch [options] -- command ...', description='Start a command in several processes, on one machine or many.')
     def add(*names, **how): p.add_argument(*dict.fromkeys([n for m in names for n in (m, '--' + m[2:].replace('-', '_'))]), **how)
@@ -348,6 +349,7 @@ def _options():
     add('--nnodes', default='1', help='machines, or least:most of them (default: 1)')
     add('--node-rank', type=int, help='number of this machine, from 0; only without elasticity: the rendezvous finds one otherwise')
     add('--rdzv-endpoint', help='host:port of one machine, the same on all')
+    add('--local-addr', help='address of this machine, where its name does not lead to it from the others')
     add('--rdzv-id', default='jepa_lit', help='a name of the job, the same on all machines (default: jepa_lit)')
     add('--max-restarts', type=int, default=0, help='how often to start all processes again after one has failed (default: 0)')
     add('--grace', type=int, default=110, help='seconds from a signal to the end, for a checkpoint (default: 110)')
@@ -398,7 +400,7 @@ def _program(command):
     if not found: raise ValueError(f"no program named {command[0]}: expected one on the PATH, a script ending in .py, or -m and a module")
     return ['--no-python', found, *command[1:]]
 
-# %% ../nbs/16_launch.ipynb #7219ae5a
+# %% ../nbs/16_launch.ipynb #8521891d
 def _torchrun(args, command):
     "Hand over to torchrun; returns an exit code"
     from torch.distributed import run
@@ -408,6 +410,7 @@ def _torchrun(args, command):
     else:
         if not args.rdzv_endpoint: raise ValueError(f"--nnodes {args.nnodes} needs --rdzv-endpoint host:port, the same on all machines")
         given += ['--rdzv-endpoint', args.rdzv_endpoint, '--rdzv-id', args.rdzv_id]
+        if args.local_addr: given += ['--local-addr', args.local_addr]
         given += ['--rdzv-backend', 'c10d'] if args.node_rank is None else ['--rdzv-backend', 'static', '--node-rank', str(args.node_rank)]
     known = run.get_args_parser().format_help()
     if '--signals-to-handle' in known: given += ['--signals-to-handle', _SIGNALS]
@@ -420,7 +423,7 @@ def _torchrun(args, command):
             return _error(text, code if code > 0 else 128 - code)
         except SignalException as e: return _error(f"ended by {e.sigval.name}", 130 if e.sigval == signal.SIGINT else _STOPPED)
 
-# %% ../nbs/16_launch.ipynb #3c0fc514
+# %% ../nbs/16_launch.ipynb #16873063
 def sbatch(
     command: list[str], # what to run
     nnodes: str | int = 1, # machines
@@ -437,7 +440,7 @@ def sbatch(
     lines = ['#!/bin/bash', f'#SBATCH --nodes={nnodes}', '#SBATCH --ntasks-per-node=1', f'#SBATCH --time={limit}', f'#SBATCH --signal=USR1@{lead}', '#SBATCH --requeue', '#SBATCH --open-mode=append']
     lines += [f'#SBATCH --{o}' for o in options] + ['']
     lines += ['head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
-              f'srun --kill-on-bad-exit=1 {run} --rdzv-endpoint "$head:$((20000 + SLURM_JOB_ID % 20000))" --rdzv-id "$SLURM_JOB_ID" -- {shlex.join(command)}',
+              f'srun --kill-on-bad-exit=0 --wait=120 {run} --rdzv-endpoint "$head:$((20000 + SLURM_JOB_ID % 20000))" --rdzv-id "$SLURM_JOB_ID" -- {shlex.join(command)}',
               'code=$?', f'if [ $code -eq {_STOPPED} ]; then scontrol requeue "$SLURM_JOB_ID"; fi', 'exit $code']
     return '\n'.join(lines) + '\n'
 

@@ -78,7 +78,7 @@ def _inputs(first, size):
     if isinstance(first, nn.Conv1d): return [(2, first.in_channels, s) for s in ([size] if size else (64, 1024, 16384))]
     return [(2, first.in_channels, s, s) for s in ([size] if size else (32, 64, 224, 16, 28, 48, 96, 128, 256, 384))]
 
-# %% ../nbs/12_lejepa.ipynb #7b9e663e
+# %% ../nbs/12_lejepa.ipynb #43074d82
 class LeJEPA(nn.Module):
     "LeJEPA (Balestriero and LeCun 2025): a prediction loss over views and SIGReg, on any backbone."
     def __init__(self,
@@ -142,8 +142,11 @@ class LeJEPA(nn.Module):
 
     @property
     def healthy(self):
-        "SIGReg's expectation for Gaussian samples; lower where the projector ends in a batch norm, which standardises."
-        return healthy(self.sigreg.knots, self.sigreg.t_max, standardised=isinstance(_last(self.projector), nn.BatchNorm1d))
+        "SIGReg's expectation for Gaussian samples; lower where the projector ends in a batch norm, which standardises each output (where views agree; see `10_sigreg`)."
+        last, k = _last(self.projector), (self.sigreg.knots, self.sigreg.t_max)
+        if not isinstance(last, nn.BatchNorm1d): return healthy(*k)
+        c, s = healthy(*k, centred=True), healthy(*k, standardised=True)
+        return c - (c - s)*3/(last.num_features + 2)
 
     def pieces(self, batch: list, k: int):
         "Refused: the loss is no mean over images."

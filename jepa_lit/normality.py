@@ -40,26 +40,27 @@ def _check(x, least=2, ranks=(1, 2), shapes='(n s) or (n)'):
         raise ValueError(f'x must be finite, got {int((~x.isfinite()).sum())} NaN or infinite values of {x.numel()}')
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
-# %% ../nbs/09_normality.ipynb #7bae780a
+# %% ../nbs/09_normality.ipynb #ad30b05d
 def epps_pulley(
-    x:Float[Tensor, "n s"] | Float[Tensor, "n"], # n samples in each of s columns; half precision is computed in float32
+    x:Float[Tensor, "*v n s"] | Float[Tensor, "n"], # n samples in each of s columns, (n), (n s) or (v n s); half precision is computed in float32
     knots:int=17,    # quadrature knots on [0, t_max], 3 or more
     t_max:float=3.0  # last knot, positive
-) -> Float[Tensor, "s"] | Float[Tensor, ""]: # one statistic a column, multiplied by n
+) -> Float[Tensor, "*v s"] | Float[Tensor, ""]: # one statistic a column, multiplied by n
     "Epps-Pulley statistic of each column against the standard normal law, by quadrature"
-    x = _check(x)
-    total = 0.
+    x = _check(x, 2, (1, 2, 3), '(n), (n s) or (v n s)')
+    total, axis = 0., max(x.ndim - 2, 0)
     for t, w in zip(*quadrature(knots, t_max, x.dtype, x.device)):
-        re, im = (t*x).cos().mean(0), (t*x).sin().mean(0)
+        re, im = (t*x).cos().mean(axis), (t*x).sin().mean(axis)
         total = total + w * ((re - torch.exp(-t**2/2))**2 + im**2)
-    return x.shape[0] * total
+    return x.shape[axis] * total
 
-# %% ../nbs/09_normality.ipynb #931eb41c
+# %% ../nbs/09_normality.ipynb #74538a06
 def epps_pulley_exact(
-    x:Float[Tensor, "n s"] | Float[Tensor, "n"] # n samples in each of s columns, float64 advised
-) -> Float[Tensor, "s"] | Float[Tensor, ""]:    # one statistic a column, multiplied by n
+    x:Float[Tensor, "*v n s"] | Float[Tensor, "n"] # n samples in each of s columns, (n), (n s) or (v n s); float64 advised
+) -> Float[Tensor, "*v s"] | Float[Tensor, ""]:    # one statistic a column, multiplied by n
     "Epps-Pulley statistic with the integral over the whole line in closed form, in O(n²) time and memory"
-    x = _check(x)
+    x = _check(x, 2, (1, 2, 3), '(n), (n s) or (v n s)')
+    if x.ndim == 3: return torch.stack([epps_pulley_exact(v) for v in x]) if len(x) else x.sum(1)
     if x.ndim == 2: return torch.stack([epps_pulley_exact(c) for c in x.unbind(1)]) if x.shape[1] else x.sum(0)
     pairs = torch.exp(-(x[:, None] - x)**2 / 2).mean()
     return len(x) * (math.sqrt(2*math.pi)*pairs - 2*math.sqrt(math.pi)*torch.exp(-x**2/4).mean() + math.sqrt(2*math.pi/3))

@@ -25,7 +25,7 @@ from .recipes import Recipe, build, recipe
 FILES = ('log.jsonl', 'model.safetensors', 'metrics.json', 'curves.png', 'embedding.png', 'gallery.png',
          'checkpoints/step-*.pt', 'checkpoints/shards-*', 'tensorboard/events.out.tfevents.*') # beside recipe.json, what a run writes, and all that `overwrite` deletes
 
-# %% ../nbs/13_runs.ipynb #bfebb900
+# %% ../nbs/13_runs.ipynb #4e353fd9
 class Run:
     "The folder of a training run: its recipe, log, checkpoints, model and metrics."
     def __init__(self,
@@ -100,7 +100,9 @@ class Run:
 
     def close(self):
         "Close the log; the next line opens it again."
-        if self._log: self._log.close(); self._log = None
+        log, self._log = self._log, None
+        with contextlib.suppress(OSError):                           # each line was flushed, and its failure said
+            if log: log.close()
 
     def check(self, recipe):
         "Errors of a resume, before anything is changed."
@@ -115,7 +117,7 @@ class Run:
 
     def __repr__(self): return f"Run({str(self.path)!r}: {', '.join(sorted(p.name for p in self.path.glob('[!.]*'))) or 'empty'})"
 
-# %% ../nbs/13_runs.ipynb #003ebef6
+# %% ../nbs/13_runs.ipynb #79f63ec5
 class Keeper:
     "What a run keeps of its method: the state and the step, written on the way and restored at the start."
     def __init__(self, method, opt, recipe, run, team, data):
@@ -147,12 +149,12 @@ class Keeper:
         if not self.run or not (last or step % self.recipe.checkpoint_every == 0): return
         if self.scores and (score := sum(self.scores)/len(self.scores)) > self.best[1]: self.best = [step, score]
         self.scores, state, store = [], self.state(step), self.run.checkpoints
-        if self.team.sharded: store.folder.mkdir(parents=True, exist_ok=True); state['shards'] = f'shards-{step:08d}'; self.team.save(store.folder/state['shards'], self.method, self.opt, dict(step=step))
-        if self.team.rank: return
         with self._disk():
+            if self.team.sharded: store.folder.mkdir(parents=True, exist_ok=True); state['shards'] = f'shards-{step:08d}'; self.team.save(store.folder/state['shards'], self.method, self.opt, dict(step=step))
+            if self.team.rank: return
             store.save(state, self.best[0])
             if last or self.team.sharded: store.wait()
-        if self.team.sharded: self._sweep(store)
+        if self.team.sharded and not self.team.rank: self._sweep(store)
 
     def _sweep(self, store):
         steps = {s for s, _ in store.files()}
@@ -178,7 +180,7 @@ class Keeper:
     def _load(self, state):
         step, folder = state['step'], self.run.checkpoints.folder
         if step > self.recipe.steps: raise ValueError(f"{self.run.path} is at step {step} already: expected --steps of at least that, got {self.recipe.steps}")
-        if ('shards' in state) != self.team.sharded: raise ValueError(f"{folder} was saved {'in shards' if 'shards' in state else 'whole'}: go on with it in the same way")
+        if ('shards' in state) != self.team.sharded: raise ValueError(f"{folder} was saved {'in shards' if 'shards' in state else 'whole'}: go on with it {'with' if 'shards' in state else 'without'} --shard")
         was = state.get('position') or dict(seed=self.recipe.seed, batch=self.recipe.batch)
         if (was.get('seed'), was.get('batch')) != (self.recipe.seed, self.recipe.batch): raise ValueError(f"{self.run.path} was saved with seed {was['seed']} and batches of {was['batch']}: expected the same, got seed {self.recipe.seed} and {self.recipe.batch}")
         try:
@@ -208,7 +210,7 @@ class Keeper:
         lines = [] if self.team.rank else self.run.lines()
         reached = lines[-1]['step'] + 1 if lines else 0
         if reached >= 2*self.recipe.checkpoint_every: raise ValueError(f"{self.run.path}: its log reaches step {reached}, but its checkpoints are gone: put them back, or start anew with --overwrite")
-        if reached: warnings.warn(f"{self.run.path}: no checkpoint was written in the {reached} steps of its log; starting again at step 0")
+        if reached: warnings.warn(f"{self.run.path}: there is no checkpoint for the {reached} steps of its log; starting again at step 0")
         return 0
 
     @contextlib.contextmanager

@@ -103,7 +103,7 @@ class _put_off:
     def __exit__(self, *_):
         if self.torchs and signal.getsignal(signal.SIGCHLD) == self._later: signal.signal(signal.SIGCHLD, self.torchs)
 
-# %% ../nbs/13_training.ipynb #ccf292e4
+# %% ../nbs/13_training.ipynb #7bff6392
 def fit(
     method: nn.Module, # has prepare(images, generator), forward(batch) -> (loss, logs), after_step(step) and embed(images)
     data, # Images or Files to train on
@@ -137,6 +137,8 @@ def fit(
                 if asked: status = ending(stop, team, step == recipe.steps)
                 keep.save(step, line, last=status != 'done')
                 if status != 'done': break
+        team.barrier()                                               # the first process has written its last checkpoint
+        if status == 'done' and team.any(bool(stop)): status = ending(stop, team, True)
         keep.finish(step)
     seconds = time.time() - began
     return dict(status=status, step=step, started_at=start, seconds=round(seconds, 2), device=str(place), precision=dtype, skipped=finite.skipped,
@@ -369,16 +371,16 @@ def own_folder(run, team):
     "The lock of the run's folder, for the process that writes."
     return run.locked() if run and not team.rank else contextlib.nullcontext()
 
-# %% ../nbs/13_training.ipynb #dd695af0
+# %% ../nbs/13_training.ipynb #e177007f
 @contextlib.contextmanager
 def interruptible():
-    "A list that is filled when SIGINT, SIGTERM or SIGUSR1 asks the loop to stop; a second SIGINT stops at once."
+    "A list that is filled when SIGINT, SIGTERM, SIGUSR1 or SIGHUP (a closed terminal) asks the loop to stop; a second SIGINT stops at once."
     asked, old = [], {}
     def ask(number, frame):
         if number == signal.SIGINT and number in asked: raise KeyboardInterrupt
         asked.append(number)
     try:
-        for s in (signal.SIGINT, signal.SIGTERM, getattr(signal, 'SIGUSR1', signal.SIGTERM)):
+        for s in (signal.SIGINT, signal.SIGTERM, *(getattr(signal, name, signal.SIGTERM) for name in ('SIGUSR1', 'SIGHUP'))):
             with contextlib.suppress(ValueError): old.setdefault(s, signal.signal(s, ask))       # only the main thread may
         yield asked
     finally:

@@ -7,7 +7,7 @@ from scipy import stats
 from jepa_lit import normality as N
 
 files = sorted((Path(__file__).parent/'parity').glob('epps_pulley_*.safetensors'))
-columns = dict(anderson_darling=N.anderson_darling, cramer_von_mises=N.cramer_von_mises, watson=N.watson, kolmogorov_smirnov=N.kolmogorov_smirnov,
+columns = dict(epps_pulley=N.epps_pulley, epps_pulley_exact=N.epps_pulley_exact, anderson_darling=N.anderson_darling, cramer_von_mises=N.cramer_von_mises, watson=N.watson, kolmogorov_smirnov=N.kolmogorov_smirnov,
                anderson_darling_s=lambda x: N.anderson_darling(x, True), cramer_von_mises_s=lambda x: N.cramer_von_mises(x, True), watson_s=lambda x: N.watson(x, True),
                kolmogorov_smirnov_s=lambda x: N.kolmogorov_smirnov(x, True), shapiro_wilk=N.shapiro_wilk, shapiro_francia=lambda x: N.shapiro_wilk(x, francia=True),
                jarque_bera=N.jarque_bera, extended_jarque_bera=N.extended_jarque_bera, moments=N.moments, moments_2=lambda x: N.moments(x, 2), vasicek_entropy=N.vasicek_entropy)
@@ -178,7 +178,7 @@ def test_no_columns(): assert all(f(torch.ones(9, 0)).shape == (0,) and f(torch.
 def test_types(name):
     "float32 agrees with float64 at n = 2000; half precision is rounding of the input, then float32, and the gradient returns in its type"
     f, x = {**columns, **clouds}[name], normal(2000 if name in columns else 300, 3)
-    close(f(x.float()), f(x), 2e-4, 2e-5)
+    close(f(x.float()), f(x), *((2e-3, 2e-5) if name == 'epps_pulley_exact' else (2e-4, 2e-5)))        # whose sum of n² terms cancels: float64 is advised
     for half in (torch.bfloat16, torch.float16):
         h = x.to(half).requires_grad_()
         assert f(h).dtype == torch.float32 and torch.equal(f(h), f(h.float()))

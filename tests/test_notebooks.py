@@ -78,6 +78,11 @@ def test_outputs(path):
             text = o.get('text', '') + ''.join(str(v) for k, v in o.get('data', {}).items() if k.startswith('text/'))
             assert not re.search(r'\b0x[0-9a-f]{8,}|\r|/home/|/root/|/tmp/|\\Users\\', text), f'addresses, progress bars or paths of one machine: {text[:200]}'
 
+@every
+def test_text_has_no_control_characters(path):
+    "A backslash lost on the way turns a formula's command into one"
+    assert not [c.source for c in read(path).cells if re.search(r'[\x00-\x08\x0b-\x1f]', c.source)]
+
 def test_flags_are_known():
     "A misspelt flag would run everywhere"
     known = {'default_exp', 'export', 'exports', 'exporti', 'hide', 'eval', 'echo', 'output', 'include', 'code-fold', 'fig-alt', 'fig-cap', 'filter_stream', 'hide_line', 'hide_input', 'hide_output'} | set(cfg.tst_flags.split())
