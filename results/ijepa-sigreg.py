@@ -6,7 +6,7 @@ the training part and are probed on the last fifth; the test part is not touched
 it ends; an arm that is there already is run again only when it is named. Seven of the nine were run, on cores that were shared with
 other programs: the wall times are those of a busy machine.
 """
-import json, sys, time
+import json, sys, tempfile, time
 from pathlib import Path
 import torch
 from jepa_lit.cli import splits_of
@@ -16,7 +16,7 @@ from jepa_lit.ijepa import IJEPA, baselines, standardise
 from jepa_lit.patches import take
 from jepa_lit.probes import few_label, knn, linear
 from jepa_lit.sigreg import SIGReg
-from jepa_lit.training import build, fit, recipe, record
+from jepa_lit.training import Run, build, fit, recipe, record
 
 STEPS, FILE = 1500, Path(__file__).with_suffix('')/'metrics.json'
 ARMS = {'EMA': {}, 'no EMA': dict(still=True), 'no EMA + SIGReg 0.05': dict(still=True, weight=.05),
@@ -29,15 +29,6 @@ class Open(IJEPA):
     def target_of(self, x, masks):
         h = standardise(self.encoder(x))
         return take(h, masks.targets), baselines(h.detach(), masks.targets, self.rho)
-
-class Watch:
-    "What `fit` asks of a run, kept in memory; in place of a checkpoint, a look at the representation"
-    def __init__(self, splits, began): self.kept, self.looks, self.splits, self.began = [], [], splits, began
-    def check(self, recipe): pass
-    def restore(self, method, opt): return 0
-    def advice(self): return ''
-    def log(self, line): self.kept.append(line)
-    def save(self, step, method, opt): self.looks.append(dict(step=step, **look(method, self.splits, step % 500 == 0)))
 
 @torch.no_grad()
 def look(method, splits, probe):
@@ -53,16 +44,20 @@ def look(method, splits, probe):
 
 def arm(name, still=False, stop=True, weight=0., seed=0):
     changes = dict(momentum=(0., 0.)) if still else {}
-    made, began = recipe('digits', method='ijepa', seed=seed, steps=STEPS, threads=1, validate=True, watch_every=0, checkpoint_every=100, **changes), time.time()
+    made, began = recipe('digits', method='ijepa', seed=seed, steps=STEPS, threads=1, validate=True, watch_every=0, probe_every=100, **changes), time.time()
     splits = splits_of(made)
     method = build(made, 32, *normalisation(splits.train))
     if not stop: method.__class__ = Open
     if weight: method.regulariser, method.weight = SIGReg(256, seed=seed), weight
-    run = Watch(splits, began); run.save(0, method, None)
-    fit(method, splits.train, made, run, progress=False)
+    looks = [dict(step=0, **look(method, splits, True))]
+    def probe(method, step): looks.append(dict(step=step + 1, **look(method, splits, (step + 1) % 500 == 0))); return {}
+    with tempfile.TemporaryDirectory() as tmp:
+        run = Run.create(Path(tmp)/'run', made)
+        fit(method, splits.train, made, run, progress=False, probe=probe)
+        lines = run.lines()
     keys = ('step', 'loss', 'prediction', 'regulariser', 'zero', 'feature_mean', 'position_mean')
-    return dict(momentum=list(made.momentum), stop_gradient=stop, weight=weight, record=record(made, began), looks=run.looks,
-                curve=[{k: round(l[k], 5) for k in keys if k in l} for l in run.kept[::10]])
+    return dict(momentum=list(made.momentum), stop_gradient=stop, weight=weight, record=record(made, began), looks=looks,
+                curve=[{k: round(l[k], 5) for k in keys if k in l} for l in lines[::10]])
 
 if __name__ == '__main__':
     torch.set_num_threads(1)

@@ -5,7 +5,8 @@ mean pooling. The test part is not touched. A line in ijepa-trials.jsonl holds t
 target encoder, their health, and the loss beside its baselines every 20 steps. Those that begin with `early` and `short` came first.
 Some of the trials named here were never run; the file says which were.
 """
-import json, sys, time
+import json, sys, tempfile, time
+from pathlib import Path
 import torch
 from jepa_lit.cli import splits_of
 from jepa_lit.collapse import health
@@ -25,15 +26,6 @@ EARLY = dict(batch=64, patch_std=.15, steps=1200)            # where the search 
 TRIALS |= {'early': EARLY, **{f'early_{k}': EARLY | v for k, v in dict(shift=dict(views='shift'), shared=dict(shared_context=True), momentum996=dict(momentum=(.996, 1.)), std25=dict(patch_std=.25)).items()},
            'short': dict(steps=1500), 'short_published': dict(steps=1500, patch_std=.02)}
 
-class Log:
-    "What `fit` asks of a run, kept in memory"
-    def __init__(self): self.kept = []
-    def check(self, recipe): pass
-    def restore(self, method, opt): return 0
-    def save(self, *args): pass
-    def advice(self): return ''
-    def log(self, line): self.kept.append(line)
-
 @torch.no_grad()
 def scores(method, splits):
     "Accuracies in percent and the health of the held-out embeddings"
@@ -43,11 +35,13 @@ def scores(method, splits):
 
 def trial(name, seed=0, steps=STEPS, **changes):
     made = recipe('digits', method='ijepa', seed=seed, steps=steps, threads=1, validate=True, watch_every=0, **changes)
-    splits, log = splits_of(made), Log()
+    splits = splits_of(made)
     method, began = build(made, 32, *normalisation(splits.train)), time.time()
     before = scores(method, splits)
-    result = fit(method, splits.train, made, log, progress=False)
-    curve = [{k: round(l[k], 5) for k in ('step', 'loss', 'prediction', 'zero', 'feature_mean', 'position_mean') if k in l} for l in log.kept[::20]]
+    with tempfile.TemporaryDirectory() as tmp:
+        run = Run.create(Path(tmp)/'run', made)
+        result, lines = fit(method, splits.train, made, run, progress=False), run.lines()
+    curve = [{k: round(l[k], 5) for k in ('step', 'loss', 'prediction', 'zero', 'feature_mean', 'position_mean') if k in l} for l in lines[::20]]
     return dict(name=name, seed=seed, steps=steps, changes=changes, untrained=before, trained=scores(method, splits),
                 images_per_second=result['images_per_second'], seconds=round(time.time() - began), curve=curve)
 

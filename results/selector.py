@@ -9,7 +9,7 @@ that the file holds are not repeated.
 The probes are those of `jepa_lit_train`, but at C = 1 to save time. Besides there is `linear_folds`: five folds over all the training
 part's images, the fifth included. No label trained the encoder, and it judges on five times as many images, so that runs tie less.
 """
-import json, sys, time
+import json, sys, tempfile, time
 from pathlib import Path
 import numpy as np, torch
 from sklearn.model_selection import StratifiedKFold
@@ -17,7 +17,7 @@ from jepa_lit.cli import splits_of
 from jepa_lit.collapse import health
 from jepa_lit.data import normalisation
 from jepa_lit.probes import few_label, knn, linear, regress, standardise
-from jepa_lit.training import build, fit, recipe, record
+from jepa_lit.training import Run, build, fit, recipe, record
 
 STEPS = 160
 LAMBDAS = (.003, .01, .03, .1, .3, .6, .9)
@@ -25,15 +25,6 @@ VIEWS = ((2, 0), (4, 0), (2, 4), (8, 0))
 GRID = [(lamb, views) for views in VIEWS for lamb in LAMBDAS]
 GRID.sort(key=lambda g: (g[1] == (8, 0), g[0] in (.03, .6)))                          # a grid cut short is still a grid
 FILE = Path(__file__).with_suffix('')/'runs.jsonl'
-
-class Log:
-    "What `fit` asks of a run, kept in memory"
-    def __init__(self): self.kept = []
-    def check(self, recipe): pass
-    def restore(self, method, opt): return 0
-    def save(self, *args): pass
-    def advice(self): return ''
-    def log(self, line): self.kept.append(line)
 
 @torch.no_grad()
 def scores(method, splits):
@@ -51,12 +42,14 @@ def _pair(z, y, i, j):
 
 def trial(lamb, views, seed):
     made = recipe('digits', lamb=lamb, global_views=views[0], local_views=views[1], seed=seed, steps=STEPS, threads=1, validate=True, watch_every=0)
-    splits, log, began = splits_of(made), Log(), time.time()
+    splits, began = splits_of(made), time.time()
     method = build(made, 32, *normalisation(splits.train))
-    done = fit(method, splits.train, made, log, progress=False)
+    with tempfile.TemporaryDirectory() as tmp:
+        run = Run.create(Path(tmp)/'run', made)
+        done, lines = fit(method, splits.train, made, run, progress=False), run.lines()
     found, state = scores(method, splits)
-    last = {k: float(np.mean([l[k] for l in log.kept[-20:]])) for k in ('loss', 'prediction', 'sigreg')}
-    curve = [{k: round(l[k], 5) for k in ('step', 'prediction', 'sigreg')} for l in log.kept[19::20]]
+    last = {k: float(np.mean([l[k] for l in lines[-20:]])) for k in ('loss', 'prediction', 'sigreg')}
+    curve = [{k: round(l[k], 5) for k in ('step', 'prediction', 'sigreg')} for l in lines[19::20]]
     return dict(lamb=lamb, global_views=views[0], local_views=views[1], steps=made.steps, batch=made.batch, **last, probes=found, health=state,
                 images=[len(splits.train), len(splits.test)], **{k: done[k] for k in ('status', 'precision', 'seconds')}, **record(made, began), curve=curve)
 
