@@ -6,7 +6,7 @@
 __all__ = ['SIZES', 'fused', 'attend', 'Attention', 'Mlp', 'Block', 'initialise', 'ViT', 'vit', 'Residual', 'ConvNet',
            'Preprocess', 'unit', 'wide']
 
-# %% ../nbs/02_encoder.ipynb #f4836cb0
+# %% ../nbs/02_encoder.ipynb #a3ff2104
 from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from .convolution import Conv2d
 from .patches import PatchEmbed, check_index, sincos_2d, take
 
 # %% ../nbs/02_encoder.ipynb #3b4600a0
@@ -171,7 +172,7 @@ def vit(
     dim, depth, heads, ratio = SIZES[name]
     return ViT(img_size, patch_size, dim, depth, heads, ratio, in_chans, **kw)
 
-# %% ../nbs/02_encoder.ipynb #be008f08
+# %% ../nbs/02_encoder.ipynb #63b3f0c7
 class Residual(nn.Module):
     "Two 3x3 convolutions with batch norm, added to a shortcut (He et al. 2016, figure 2)."
     def __init__(self,
@@ -180,15 +181,15 @@ class Residual(nn.Module):
         stride: int = 1, # 2 halves height and width
     ):
         super().__init__()
-        self.conv1, self.norm1 = nn.Conv2d(inp, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out)
-        self.conv2, self.norm2 = nn.Conv2d(out, out, 3, 1, 1, bias=False), nn.BatchNorm2d(out)
+        self.conv1, self.norm1 = Conv2d(inp, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out)
+        self.conv2, self.norm2 = Conv2d(out, out, 3, 1, 1, bias=False), nn.BatchNorm2d(out)
         same = inp == out and stride == 1
-        self.shortcut = nn.Identity() if same else nn.Sequential(nn.Conv2d(inp, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+        self.shortcut = nn.Identity() if same else nn.Sequential(Conv2d(inp, out, 1, stride, bias=False), nn.BatchNorm2d(out))
 
     def forward(self, x: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o h2 w2"]:
         return F.relu(self.shortcut(x) + self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))))
 
-# %% ../nbs/02_encoder.ipynb #0aa37223
+# %% ../nbs/02_encoder.ipynb #f4a3dd26
 class ConvNet(nn.Module):
     "A residual encoder for small images; the output is the mean over places, so any image of at least `stride` pixels fits."
     def __init__(self,
@@ -203,7 +204,7 @@ class ConvNet(nn.Module):
             raise ValueError(f"ConvNet needs positive sizes, got channels={channels}, widths={tuple(widths)}, depth={depth}")
         self.channels, self.width, self.stride = channels, widths[-1], stem*2**(len(widths) - 1)
         kernel = 5 if stem == 4 else 3
-        self.stem = nn.Sequential(nn.Conv2d(channels, widths[0], kernel, stem, kernel//2, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU())
+        self.stem = nn.Sequential(Conv2d(channels, widths[0], kernel, stem, kernel//2, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU())
         pairs = zip((widths[0], *widths), widths)
         self.stages = nn.Sequential(*[nn.Sequential(Residual(a, b, 2 if i else 1), *[Residual(b, b) for _ in range(depth - 1)])
                                       for i, (a, b) in enumerate(pairs)])
