@@ -7,8 +7,8 @@ __all__ = ['PARTS', 'QUICK', 'race', 'naive_masks', 'bench_masks', 'naive_predic
            'bench_predictor', 'naive_sigreg', 'bench_sigreg', 'bench_views', 'plain_step', 'bench_train', 'report',
            'jepa_lit_bench']
 
-# %% ../nbs/19_bench.ipynb #e0f9b745
-import argparse, copy, json, math, os, subprocess, sys, tempfile, time
+# %% ../nbs/19_bench.ipynb #d3da03c4
+import argparse, contextlib, copy, json, math, os, subprocess, sys, tempfile, time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -332,7 +332,28 @@ def _steps(made, data, steps, compiled=False):
     pixels = [data.pixels[i] for i in order[:len(order)//made.batch*made.batch].view(-1, made.batch)]
     return lambda: [plain_step(method, opt, pixels[i % len(pixels)], precision(made.precision), i) for _ in range(steps) for i in [next(count)]]
 
-# %% ../nbs/19_bench.ipynb #d0ae94b2
+# %% ../nbs/19_bench.ipynb #cc4fbb89
+class _Apart:
+    "Steps of a recipe in a process of its own, which waits until it is called"
+    def __init__(self, *args): # for `_serve`, one by one
+        env = dict(os.environ, PYTHONPATH=os.pathsep.join(p or os.getcwd() for p in sys.path))
+        code = 'import sys, json; from jepa_lit.bench import _serve; _serve(*json.loads(sys.argv[1]))'
+        self.process = subprocess.Popen([sys.executable, '-c', code, json.dumps(args)], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    def __call__(self):
+        self.process.stdin.write('go\n'); self.process.stdin.flush()
+        if self.process.stdout.readline() != 'done\n': raise RuntimeError(f"a process of the benchmark ended with {self.process.wait()}: its error is above")
+    def __enter__(self): return self
+    def __exit__(self, *_): self.process.stdin.close(); self.process.wait(); self.process.stdout.close()
+
+def _serve(name, form, steps, threads, changes):
+    "What such a process does: so many steps for each line that it reads"
+    torch.set_num_threads(threads)
+    made = recipe(name, **{k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()})
+    if form == 'plain float32': made = replace(made, precision='float32', memory_format='contiguous')
+    run = _steps(made, load(name).train, steps, 'compiled' in form)
+    for _ in sys.stdin: run(); print('done', flush=True)
+
+# %% ../nbs/19_bench.ipynb #f2527b49
 def bench_train(
     names: tuple = ('digits', 'fashion_mnist'), # data sets, whose default recipes to take
     steps: int = 3, # steps a turn of the first question
@@ -348,9 +369,9 @@ def bench_train(
         try: data = load(name).train
         except FileNotFoundError: continue
         made = recipe(name, **changes); first = first or (made, data)
-        forms = {'plain float32': _steps(replace(made, precision='float32', memory_format='contiguous'), data, steps), 'default': _steps(made, data, steps)}
-        if compiled: forms['default, compiled'] = _steps(made, data, steps, True)
-        told = race(forms, rounds)
+        with contextlib.ExitStack() as stack:
+            forms = ('plain float32', 'default', 'default, compiled')[:2 + compiled]
+            told = race({form: stack.enter_context(_Apart(name, form, steps, torch.get_num_threads(), changes)) for form in forms}, rounds)
         for form, r in told.items():
             r |= dict(images_per_second=round(steps*made.batch/r['best']), of_medians=round(told['plain float32']['median']/r['median'], 2), precision=precision('float32' if form == 'plain float32' else made.precision))
             out[f'{name}, {form}'] = r

@@ -100,17 +100,17 @@ def affine(
     y = torch.stack([sin*mirror, sin*shear + cos], -1)
     return torch.cat([sides[:, :, None]*torch.stack([x, y], 1), centre[:, :, None]], 2)
 
-# %% ../nbs/11_views.ipynb #733d55ad
+# %% ../nbs/11_views.ipynb #e8e8f159
 def displacement(
     noise: Float[Tensor, "n 2 g g"],  # displacements at the knots of a coarse grid, in units of half the image
     size: int,                        # side of the view, pixels
-) -> Float[Tensor, "n h w 2"]:        # displacement of each pixel
+) -> Float[Tensor, "n 2 h w"]:        # displacement of each pixel
     "A smooth random field: bicubic interpolation of noise on a coarse grid."
     knots = torch.eye(noise.shape[-1], device=noise.device)[:, None]
     basis = F.interpolate(knots[..., None], (size, 1), mode='bicubic', align_corners=True)[:, 0, :, 0]
-    return (basis.T @ noise @ basis).permute(0, 2, 3, 1)
+    return basis.T @ noise @ basis
 
-# %% ../nbs/11_views.ipynb #1b66328e
+# %% ../nbs/11_views.ipynb #ae262af3
 def sample(
     images: Float[Tensor, "b c h w"],      # pixels
     theta: Float[Tensor, "n 2 3"],         # n = v b matrices from `affine`, view by view
@@ -121,9 +121,10 @@ def sample(
 ) -> Float[Tensor, "n c s s"]:             # the views
     "Read every view from its image by bilinear interpolation."
     side = size*over
-    grid = F.affine_grid(theta, (len(theta), 1, side, side), align_corners=False)
-    if noise is not None: grid = grid + displacement(noise, side)
-    grid = rearrange(grid, '(v b) h w xy -> b (v h) w xy', b=len(images))
+    places, theta = (torch.arange(side, device=theta.device)*2 + 1)/side - 1, theta[..., None, None]
+    grid = theta[:, :, 0]*places + (theta[:, :, 1]*places[:, None] + theta[:, :, 2])
+    if noise is not None: grid += displacement(noise, side)
+    grid = rearrange(grid, '(v b) xy h w -> b (v h) w xy', b=len(images))
     out = F.grid_sample(images, grid, padding_mode=pad, align_corners=False)
     out = rearrange(out, 'b c (v h) w -> (v b) c h w', h=side)
     return F.avg_pool2d(out, over) if over > 1 else out
