@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# %% ../nbs/02_convolution.ipynb #a6e98fb7
+# %% ../nbs/02_convolution.ipynb #01703e95
 def columns(
     x: Tensor, # (b i h w)
     kernel: tuple[int, int], # height and width
@@ -20,9 +20,9 @@ def columns(
     "What lies under a kernel at each place, one place a row (im2col)."
     x = F.pad(x.permute(0, 2, 3, 1), (0, 0, padding[1], padding[1], padding[0], padding[0]))
     x = x.unfold(1, kernel[0], stride[0]).unfold(2, kernel[1], stride[1])            # b h2 w2 i u v
-    return x.permute(0, 1, 2, 4, 5, 3).reshape(x.shape[0]*x.shape[1]*x.shape[2], -1)
+    return x.permute(0, 1, 2, 4, 5, 3).reshape(x.shape[0]*x.shape[1]*x.shape[2], x.shape[3]*kernel[0]*kernel[1])
 
-# %% ../nbs/02_convolution.ipynb #7158b2c9
+# %% ../nbs/02_convolution.ipynb #24c58d49
 def weight_gradient(
     x: Tensor, # (b i h w), the layer's input
     g: Tensor, # (b o h2 w2), the loss's gradient by its output
@@ -33,18 +33,18 @@ def weight_gradient(
 ) -> Tensor: # (o i kernel[0] kernel[1]), float32 at least
     "The gradient of a convolution's weights: a convolution with images and channels exchanged, or a product."
     o, i, wide = g.shape[1], x.shape[1], torch.promote_types(x.dtype, torch.float32)
+    if not len(x): return x.new_zeros(o, i, *kernel, dtype=wide)
     if max(stride) == 1: return F.conv2d(x.transpose(0, 1).contiguous(), g.transpose(0, 1).contiguous(), None, 1, padding).transpose(0, 1).to(wide)
-    images = max(1, int(mib*2**20/(g[0, 0].numel()*kernel[0]*kernel[1]*i*x.element_size())))
+    images = max(1, int(mib*2**20/(g.shape[2]*g.shape[3]*kernel[0]*kernel[1]*i*x.element_size())))
     parts = zip(x.split(images), g.permute(0, 2, 3, 1).split(images))
     total = sum((b.reshape(-1, o).T @ columns(a, kernel, stride, padding)).to(wide) for a, b in parts)
     return total.view(o, *kernel, i).permute(0, 3, 1, 2)
 
-# %% ../nbs/02_convolution.ipynb #886fd935
+# %% ../nbs/02_convolution.ipynb #023d70cf
 class Conv2d(nn.Conv2d):
     "A convolution; the gradient of its weights is computed by `weight_gradient` where that is faster."
     def forward(self, x: Tensor) -> Tensor: # (b i h w) -> (b o h2 w2)
-        half = _half(x)
-        if half and self._plain and self.weight.requires_grad and torch.is_grad_enabled() and self._small(x):
+        if _half(x, self.weight) and self._plain and self.weight.requires_grad and torch.is_grad_enabled() and self._small(x):
             return _OwnGradient.apply(x.bfloat16(), self.weight, self.stride, self.padding)
         return super().forward(x)
 
@@ -55,20 +55,28 @@ class Conv2d(nn.Conv2d):
         sides = [(n + 2*p - k)//s + 1 for n, p, k, s in zip(x.shape[2:], self.padding, self.kernel_size, self.stride)]
         return 0 < sides[0]*sides[1] <= (36 if max(self.stride) > 1 else 16)
 
-# %% ../nbs/02_convolution.ipynb #79fd5643
-def _half(x):
-    "Whether a convolution of x would run in bfloat16 on a CPU"
-    if x.device.type != 'cpu' or x.ndim != 4: return False
-    return torch.get_autocast_dtype('cpu') == torch.bfloat16 if torch.is_autocast_enabled('cpu') else x.dtype == torch.bfloat16
+# %% ../nbs/02_convolution.ipynb #fa8b8cf0
+def _half(x, weight):
+    "Whether torch would convolve a batch with these weights in bfloat16 on a CPU"
+    if x.device.type != 'cpu' or x.ndim != 4 or not len(x): return False
+    if not torch.is_autocast_enabled('cpu'): return x.dtype == weight.dtype == torch.bfloat16
+    return torch.get_autocast_dtype('cpu') == torch.bfloat16 and {x.dtype, weight.dtype} <= {torch.float32, torch.bfloat16}
 
-# %% ../nbs/02_convolution.ipynb #13b10a53
+# %% ../nbs/02_convolution.ipynb #7b559ce5
 class _OwnGradient(torch.autograd.Function):
     "A convolution in bfloat16 that keeps its weights, and their gradient, in the weights' own type"
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(x, weight, stride, padding): return F.conv2d(x, weight.to(x.dtype), None, stride, padding)
 
     @staticmethod
-    def setup_context(ctx, inputs, output): ctx.save_for_backward(*inputs[:2]); ctx.how = inputs[2:]
+    def setup_context(ctx, inputs, output): ctx.save_for_backward(*inputs[:2]); ctx.save_for_forward(*inputs[:2]); ctx.how = inputs[2:]
+
+    @staticmethod
+    def jvp(ctx, dx, dw, *_):
+        (x, weight), how = ctx.saved_tensors, ctx.how
+        return sum(F.conv2d(a, b.to(x.dtype), None, *how) for a, b in ((dx, weight), (x, dw)) if a is not None and b is not None)
 
     @staticmethod
     def backward(ctx, g):

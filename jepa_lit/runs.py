@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FILES', 'Run', 'Keeper', 'save_model', 'load_model', 'load_run', 'record', 'curves_figure']
 
-# %% ../nbs/13_runs.ipynb #542e3ed4
+# %% ../nbs/13_runs.ipynb #2bd6a443
 import contextlib, json, math, os, platform, shlex, shutil, subprocess, sys, time, warnings
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -17,7 +17,6 @@ from safetensors.torch import save_file
 from torch import nn
 import jepa_lit
 from .checkpoints import Checkpoints, locked, moved, random_states, set_random_states
-from .data import generator
 from .ema import EMA
 from .recipes import Recipe, build, recipe
 
@@ -117,7 +116,7 @@ class Run:
 
     def __repr__(self): return f"Run({str(self.path)!r}: {', '.join(sorted(p.name for p in self.path.glob('[!.]*'))) or 'empty'})"
 
-# %% ../nbs/13_runs.ipynb #79f63ec5
+# %% ../nbs/13_runs.ipynb #f7ee373e
 class Keeper:
     "What a run keeps of its method: the state and the step, written on the way and restored at the start."
     def __init__(self, method, opt, recipe, run, team, data):
@@ -187,8 +186,7 @@ class Keeper:
             if not self.team.sharded: self.method.load_state_dict(state['method']); self.opt.load_state_dict(state['optimizer'])
             if self.average: self.average.load_state_dict(state['average'] or dict(self.average.state_dict(), **{f'model.{k}': v for k, v in state['method'].items()}))
             self.best = list(state['best'])
-            if self.team.rank: torch.manual_seed(generator(self.recipe.seed, 'run', self.team.rank, step).initial_seed())
-            else: set_random_states(state['random'])
+            if not self.team.rank: set_random_states(state['random'])
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as e:
             raise ValueError(f"the checkpoint of step {step} in {folder} does not fit this recipe: {(str(e).splitlines() or ['?'])[-1].strip()}") from None
         if was.get('images', self.position['images']) != self.position['images']: warnings.warn(f"the data had {was['images']} images when step {step} was saved and has {self.position['images']} now: the order of the epoch is another")

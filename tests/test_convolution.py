@@ -84,3 +84,36 @@ def test_second_derivative():
         slope.float().square().sum().backward(); return layer.weight.grad.float()
     mine = penalty(layer); layer.__class__ = nn.Conv2d
     torch.testing.assert_close(mine, penalty(layer), rtol=.05, atol=.05*mine.abs().max().item())
+
+@pytest.mark.parametrize('kernel, stride, padding, size', [(3, 2, 1, (4, 4)), (2, 1, 0, (3, 2)), (3, 1, 1, (2, 2))])
+def test_an_empty_batch(kernel, stride, padding, size):
+    layer = Conv2d(3, 5, kernel, stride, padding, bias=False)
+    with torch.autocast('cpu', torch.bfloat16): y = layer(torch.zeros(0, 3, *size))
+    y.float().sum().backward()
+    assert not layer.weight.grad.any()
+    zero = weight_gradient(torch.zeros(0, 3, *size), torch.zeros_like(y).detach().float(), (kernel, kernel), (stride, stride), (padding, padding))
+    assert zero.shape == layer.weight.shape and columns(torch.zeros(0, 3, *size), (2, 2)).shape == (0, 12)
+
+def test_types_are_torchs_own():
+    "What torch computes in another type, or refuses, so do we, whatever the size of the map"
+    def outcome(layer, x, half=True):
+        try:
+            with torch.autocast('cpu', torch.bfloat16, enabled=half): return layer(x).dtype
+        except RuntimeError as e: return type(e)
+    for size in (4, 40):
+        mine = Conv2d(3, 5, 3, 2, 1, bias=False); theirs = nn.Conv2d(3, 5, 3, 2, 1, bias=False)
+        for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.uint8, torch.int64):
+            for weights in (torch.float32, torch.float64, torch.bfloat16):
+                for half in (True, False):
+                    x = torch.ones(2, 3, size, size, dtype=dtype)
+                    assert outcome(mine.to(weights), x, half) == outcome(theirs.to(weights), x, half), (dtype, weights, half, size)
+    net = ConvNet(1, (8, 16, 16)).double()
+    with torch.autocast('cpu', torch.bfloat16): assert net(torch.rand(3, 1, 16, 16, dtype=torch.float64)).dtype == torch.float64
+
+def test_forward_derivative():
+    import torch.autograd.forward_ad as fw
+    torch.manual_seed(0); layer, x, dx = Conv2d(2, 3, 3, 2, 1, bias=False), torch.randn(4, 2, 4, 4), torch.randn(4, 2, 4, 4)
+    def slope(layer):
+        with fw.dual_level(), torch.autocast('cpu', torch.bfloat16): return fw.unpack_dual(layer(fw.make_dual(x, dx))).tangent
+    mine = slope(layer); layer.__class__ = nn.Conv2d
+    torch.testing.assert_close(mine, slope(layer))

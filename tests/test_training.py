@@ -219,6 +219,48 @@ def test_a_team_decides_together(tmp_path, recwarn):
     assert [o['started_at'] for o in out] == [6, 6] and [l['step'] for l in run.lines()][-2:] == [6, 7] and last(run) == 8
 
 
+def dropping(made):
+    "A method with a user's dropout, whose numbers come from the global generators"
+    m = fresh(made)
+    (m.backbone if made.method == 'lejepa' else m.encoder).register_forward_hook(lambda module, given, out: torch.nn.functional.dropout(out, .2, module.training))
+    return m
+
+def two_processes(folder):
+    "In each of two: runs that were left alone, and runs that were stopped after the first step, in other global states; final weights, figures, and the first draws of a step"
+    from jepa_lit.launch import Team
+    team, out = Team(), {}
+    for made in (replace(small, batch=8, steps=4), replace(ijepa, batch=8, steps=4)):
+        draws = []
+        def left(name, keep=None, **how):
+            m, run = dropping(made), Run(Path(folder)/f'{made.method}-{name}')
+            if not team.rank and not Run.exists(run.path): Run.create(run.path, made)
+            team.barrier(); prepare = m.prepare
+            def seen(*a, **k): draws.append((name, torch.random.get_rng_state().sum().item())); return prepare(*a, **k)
+            m.prepare = seen
+            said = fit(m, data, made, run, progress=False, team=team, **how)
+            return said['started_at'], said['step'], {k: v for k, v in m.state_dict().items() if torch.is_tensor(v)}, run.lines()
+        torch.manual_seed(1 + team.rank)
+        whole = left('whole')
+        first = left('part', minutes=0.)
+        torch.manual_seed(99 - team.rank); user = torch.get_rng_state()
+        out[made.method] = whole, first, left('part'), draws, torch.equal(user, torch.get_rng_state())
+    return out
+
+def test_two_processes_with_dropout_resume_exactly(tmp_path):
+    "What each process drops is a function of (seed, step, process): no process's generators need to be kept"
+    from jepa_lit.launch import launch
+    one, two = launch(two_processes, 2, str(tmp_path))
+    for method in ('lejepa', 'ijepa'):
+        (whole, first, second, draws, mine), (other, *_, others, _) = one[method], two[method]
+        assert (whole[:2], first[:2], second[:2]) == ((0, 4), (0, 1), (1, 4)) and mine and two[method][-1]
+        for k, v in whole[2].items(): assert torch.equal(v, second[2][k]) and torch.equal(v, two[method][2][2][k]), k
+        assert [l['loss'] for l in whole[3]] == [l['loss'] for l in second[3]]
+        drawn = [[n for name, n in d if name == 'whole'] for d in (draws, others)]
+        assert [n for name, n in draws if name == 'part'] == drawn[0] and len(set(sum(drawn, []))) == 8      # another for each step and process
+    plain, made = fresh(), replace(small, batch=8, steps=4); fit(plain, data, made, progress=False)
+    assert not torch.allclose(plain.backbone.stem[0].weight, one['lejepa'][0][2]['backbone.stem.0.weight'], atol=1e-4)
+
+
 def test_other_data_is_said(tmp_path):
     "More images than before: the order of the epoch is another"
     run = Run.create(tmp_path/'run', small); fit(fresh(), data, small, run, minutes=0., progress=False)
