@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['written', 'launch', 'join', 'together', 'Team', 'jepa_lit_launch', 'resumable', 'sbatch']
 
-# %% ../nbs/16_launch.ipynb #167eba69
-import argparse, builtins, contextlib, importlib, importlib.util, inspect, io, linecache, logging, os, pickle, re, shlex, shutil, signal, socket, subprocess, symtable, sys, tempfile, textwrap, threading, time, types, uuid
+# %% ../nbs/16_launch.ipynb #260595ad
+import argparse, builtins, contextlib, importlib, importlib.util, inspect, io, ipaddress, linecache, logging, os, pickle, re, shlex, shutil, signal, socket, struct, subprocess, symtable, sys, tempfile, textwrap, threading, time, types, uuid
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.metadata import StorageMeta
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_state_dict, set_state_dict
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.nn.modules.batchnorm import _BatchNorm
 from .predictor import Predictor
@@ -148,11 +149,28 @@ def join(
     if kind == 'cuda': torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
     dist.init_process_group(dict(cpu='gloo', cuda='nccl')[kind], timeout=timedelta(seconds=seconds))
 
-# %% ../nbs/16_launch.ipynb #eb4e3f70
+# %% ../nbs/16_launch.ipynb #2af42867
 def _loopback():
     "Variables that keep the talk of one machine's processes inside it, and torch from chatting"
     lo = next((n for _, n in socket.if_nameindex() if n.startswith('lo')), None)
     return dict(TORCH_CPP_LOG_LEVEL='ERROR', **({'GLOO_SOCKET_IFNAME': lo} if lo else {}))
+
+def _way(endpoint):
+    "The address that this machine has on the way to host:port, and the one it goes to; nothing is sent"
+    host, _, port = endpoint.rpartition(':')
+    if not host or not port.isdigit(): raise ValueError(f"--rdzv-endpoint: host:port expected, got {endpoint}")
+    try:
+        family, kind, proto, _, there = socket.getaddrinfo(host, int(port), type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind, proto) as s: s.connect(there); return s.getsockname()[0], there[0]
+    except OSError as e: raise ValueError(f"--rdzv-endpoint: {endpoint} cannot be reached from here ({e.strerror or e})") from None
+
+def _interface(address):
+    "The network interface with an address, where the system tells"
+    with contextlib.suppress(ImportError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        import fcntl
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):                                                  # one without an address; 0x8915 is SIOCGIFADDR
+                if socket.inet_ntoa(fcntl.ioctl(s.fileno(), 0x8915, struct.pack('256s', name.encode()))[20:24]) == address: return name
 
 _SIGNALS = 'SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2'     # those that ask for an end
 
@@ -218,7 +236,7 @@ def together(
 
 _KINDS = {}     # classes of batch norm, and the same with `_Together` before them
 
-# %% ../nbs/16_launch.ipynb #62827350
+# %% ../nbs/16_launch.ipynb #d9073075
 class Team:
     "The processes that train one model together."
     def __init__(self,
@@ -263,10 +281,15 @@ class Team:
         path = Path(path); new, old = path.with_name(f'.{path.name}.new'), path.with_name(f'.{path.name}.old')
         if self.rank == 0: shutil.rmtree(new, ignore_errors=True)
         self.barrier()
-        try: dcp.save(dict(model=model, optim=optim), checkpoint_id=new)
-        except dcp.CheckpointException as e: raise OSError(_first(e)) from None                # on all processes alike
+        said = ''
+        try:
+            dcp.save(dict(model=model, optim=optim), checkpoint_id=new)
+            if self.rank == 0: torch.save(extra, new/'extra.pt')
+        except (dcp.CheckpointException, OSError, RuntimeError) as e: said = _first(e)          # torch.save calls a full disk a RuntimeError
+        if self.any(said):
+            if self.rank == 0: shutil.rmtree(new, ignore_errors=True)                          # room for others
+            raise OSError(said or f"process 0 could not write {path}")
         if self.rank == 0:
-            torch.save(extra, new/'extra.pt')
             shutil.rmtree(old, ignore_errors=True)
             if path.exists(): path.rename(old)
             new.rename(path); shutil.rmtree(old, ignore_errors=True)
@@ -341,7 +364,7 @@ def _first(e):
     for x in getattr(e, 'failures', {}).values(): e = x[0] if isinstance(x, tuple) else x
     return f"{type(e).__name__}: {(str(e).splitlines() or ['?'])[0]}"[:200]
 
-# %% ../nbs/16_launch.ipynb #0ab41a86
+# %% ../nbs/16_launch.ipynb #affbc7b4
 def _options():
     p = argparse.ArgumentParser('jepa_lit_launch', allow_abbrev=False, usage='jepa_lit_launch [options] -- command ...', description='Start a command in several processes, on one machine or many.')
     def add(*names, **how): p.add_argument(*dict.fromkeys([n for m in names for n in (m, '--' + m[2:].replace('-', '_'))]), **how)
@@ -349,7 +372,7 @@ def _options():
     add('--nnodes', default='1', help='machines, or least:most of them (default: 1)')
     add('--node-rank', type=int, help='number of this machine, from 0; only without elasticity: the rendezvous finds one otherwise')
     add('--rdzv-endpoint', help='host:port of one machine, the same on all')
-    add('--local-addr', help='address of this machine, where its name does not lead to it from the others')
+    add('--local-addr', help='address of this machine as the others see it (default: the one on the way to the endpoint)')
     add('--rdzv-id', default='jepa_lit', help='a name of the job, the same on all machines (default: jepa_lit)')
     add('--max-restarts', type=int, default=0, help='how often to start all processes again after one has failed (default: 0)')
     add('--grace', type=int, default=110, help='seconds from a signal to the end, for a checkpoint (default: 110)')
@@ -400,30 +423,41 @@ def _program(command):
     if not found: raise ValueError(f"no program named {command[0]}: expected one on the PATH, a script ending in .py, or -m and a module")
     return ['--no-python', found, *command[1:]]
 
-# %% ../nbs/16_launch.ipynb #8521891d
+# %% ../nbs/16_launch.ipynb #f7976b70
+def _meeting(args):
+    "What torchrun is told of the other machines, in the order in which to try, and variables"
+    if not args.rdzv_endpoint: raise ValueError(f"--nnodes {args.nnodes} needs --rdzv-endpoint host:port, the same on all machines")
+    mine, there = _way(args.rdzv_endpoint)
+    inside = ipaddress.ip_address(mine).is_loopback                               # then only names can tell
+    address = args.local_addr or (None if inside else mine)
+    given = ['--rdzv-endpoint', args.rdzv_endpoint, '--rdzv-id', args.rdzv_id, *(['--local-addr', address] if address else [])]
+    variables = dict(GLOO_SOCKET_IFNAME=name) if address and (name := _interface(address)) else {}
+    if args.node_rank is not None: return [[*given, '--rdzv-backend', 'static', '--node-rank', str(args.node_rank)]], variables
+    given += ['--rdzv-backend', 'c10d']
+    return [given] if inside else [[*given, '--rdzv-conf', f'is_host={i}'] for i in ((1, 0) if mine == there else (0,))], variables
+
 def _torchrun(args, command):
     "Hand over to torchrun; returns an exit code"
     from torch.distributed import run
     n, one = _nproc(args.nproc), args.nnodes == '1' and not args.rdzv_endpoint
     given = ['--nproc-per-node', str(n), '--nnodes', args.nnodes, '--max-restarts', str(args.max_restarts), '--monitor-interval', '0.2']
-    if one: given.append('--standalone')
-    else:
-        if not args.rdzv_endpoint: raise ValueError(f"--nnodes {args.nnodes} needs --rdzv-endpoint host:port, the same on all machines")
-        given += ['--rdzv-endpoint', args.rdzv_endpoint, '--rdzv-id', args.rdzv_id]
-        if args.local_addr: given += ['--local-addr', args.local_addr]
-        given += ['--rdzv-backend', 'c10d'] if args.node_rank is None else ['--rdzv-backend', 'static', '--node-rank', str(args.node_rank)]
+    meetings, variables = ([['--standalone']], _loopback()) if one else _meeting(args)
     known = run.get_args_parser().format_help()
     if '--signals-to-handle' in known: given += ['--signals-to-handle', _SIGNALS]
     if '--shutdown-timeout' in known: given += ['--shutdown-timeout', str(args.grace)]
     threads = dict(OMP_NUM_THREADS=str(max(1, len(os.sched_getaffinity(0))//n if hasattr(os, 'sched_getaffinity') else 1)))
-    with _aside(threads | (_loopback() if one else {})):
-        try: run.run(run.parse_args([*given, *_program(command)])); return 0
-        except ChildFailedError as e:
-            text, code = _cause(e)
-            return _error(text, code if code > 0 else 128 - code)
-        except SignalException as e: return _error(f"ended by {e.sigval.name}", 130 if e.sigval == signal.SIGINT else _STOPPED)
+    with _aside(threads | variables):
+        for meeting in meetings:
+            try: run.run(run.parse_args([*given, *meeting, *_program(command)])); return 0
+            except ChildFailedError as e:
+                text, code = _cause(e)
+                return _error(text, code if code > 0 else 128 - code)
+            except SignalException as e: return _error(f"ended by {e.sigval.name}", 130 if e.sigval == signal.SIGINT else _STOPPED)
+            except RendezvousConnectionError: continue                            # another launcher of this machine was first to open the port
+            except RendezvousError as e: return _error(f"the machines did not meet at {args.rdzv_endpoint} ({_first(e)})", 1)
+    return _error(f"nobody answers at {args.rdzv_endpoint}: expected jepa_lit_launch on the machine with this address too, and an open port", 1)
 
-# %% ../nbs/16_launch.ipynb #16873063
+# %% ../nbs/16_launch.ipynb #bf60d177
 def sbatch(
     command: list[str], # what to run
     nnodes: str | int = 1, # machines
@@ -441,7 +475,7 @@ def sbatch(
     lines += [f'#SBATCH --{o}' for o in options] + ['']
     lines += ['head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
               f'srun --kill-on-bad-exit=0 --wait=120 {run} --rdzv-endpoint "$head:$((20000 + SLURM_JOB_ID % 20000))" --rdzv-id "$SLURM_JOB_ID" -- {shlex.join(command)}',
-              'code=$?', f'if [ $code -eq {_STOPPED} ]; then scontrol requeue "$SLURM_JOB_ID"; fi', 'exit $code']
+              'code=$?', f'if [ $code -eq {_STOPPED} ] || [ $code -eq {128 + signal.SIGUSR1} ]; then scontrol requeue "$SLURM_JOB_ID"; fi', 'exit $code']
     return '\n'.join(lines) + '\n'
 
 # %% ../nbs/16_launch.ipynb #23f8f549

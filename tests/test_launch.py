@@ -1,11 +1,11 @@
 "Several processes: equal to one, started from Python and from the command line"
-import json, os, pickle, signal, subprocess, sys, time, warnings
+import json, os, pickle, signal, socket, subprocess, sys, time, warnings
 from pathlib import Path
 import pytest, torch
 import torch.distributed as dist
 from torch import nn
 from conftest import need, root
-from jepa_lit.launch import Team, _Unpickler, jepa_lit_launch, launch, resumable, sbatch, together, written
+from jepa_lit.launch import Team, _meeting, _options, _Unpickler, _way, jepa_lit_launch, launch, resumable, sbatch, together, written
 sys.path.insert(0, str(root/'results'))
 from processes import DOUBLE, SINGLE, cast, compare, everything, method, train
 
@@ -212,7 +212,7 @@ def test_slurm_script(capsys):
     assert jepa_lit_launch(['--slurm', '--nnodes', '2', '--nproc', '8', '--time', '01:00:00', '--sbatch', 'partition=gpu', '--sbatch', 'gpus-per-node=8', '--', 'jepa_lit_train', '--data', 'digits', '--out', 'runs/a b']) == 0
     script = capsys.readouterr().out
     for line in ('#!/bin/bash', '#SBATCH --nodes=2', '#SBATCH --ntasks-per-node=1', '#SBATCH --time=01:00:00', '#SBATCH --signal=USR1@120', '#SBATCH --requeue', '#SBATCH --partition=gpu', '#SBATCH --gpus-per-node=8', 'exit $code'): assert line in script.splitlines()
-    assert "-- jepa_lit_train --data digits --out 'runs/a b' --resume auto\n" in script and '--rdzv-id "$SLURM_JOB_ID"' in script and 'if [ $code -eq 75 ]; then scontrol requeue' in script
+    assert "-- jepa_lit_train --data digits --out 'runs/a b' --resume auto\n" in script and '--rdzv-id "$SLURM_JOB_ID"' in script and 'if [ $code -eq 75 ] || [ $code -eq 138 ]; then scontrol requeue' in script
     assert subprocess.run(['bash', '-n'], input=script, text=True).returncode == 0
 
 @pytest.mark.parametrize('words, says', [([], 'a command expected after --'), (['--nproc', '0', '--', 'x.py'], '--nproc: a number of at least 1 or auto expected, got 0'), (['--', 'no_such_program'], 'no program named no_such_program'),
@@ -306,28 +306,113 @@ def test_a_killed_worker_changes_nothing(tmp_path, method_, shard):
     log = [json.loads(l) for l in (tmp_path/'killed'/'run'/'log.jsonl').read_text().splitlines()]
     assert [l['step'] for l in log] == list(range(12))
 
-@pytest.mark.slow
-def test_two_hosts(tmp_path):
-    "Two network namespaces with addresses of their own, one launcher in each, one rendezvous: four processes, and the result of four on one machine"
+@pytest.fixture(scope='module')
+def hosts():
+    "Two network namespaces with addresses of their own; their names lead nowhere"
     need('ip')
     if os.geteuid() or subprocess.run(['ip', 'netns', 'add', 'jepa-try'], capture_output=True).returncode: pytest.skip('needs root and network namespaces')
     subprocess.run(['ip', 'netns', 'del', 'jepa-try'], check=True)
     def ip(words): subprocess.run(['ip', *words.split()], check=True)
+    def host(i, folder, *words, env={}):
+        command = [sys.executable, '-m', 'jepa_lit.launch', '--nproc', '2', '--nnodes', '2', *words, '--rdzv-endpoint', '10.77.0.1:29511', '--', str(LAUNCHED), str(folder)]
+        return subprocess.Popen(['ip', 'netns', 'exec', f'jepa{i}', 'unshare', '--uts', 'sh', '-c', f'hostname nowhere{i} && exec "$@"', 'sh', *command],
+                                env=dict({k: v for k, v in os.environ.items() if k != 'GLOO_SOCKET_IFNAME'}, PYTHONPATH=str(root), **env), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         for i in (1, 2): ip(f'netns add jepa{i}'); ip(f'-n jepa{i} link set lo up')
         ip('link add jv1 netns jepa1 type veth peer name jv2 netns jepa2')
         for i in (1, 2): ip(f'-n jepa{i} addr add 10.77.0.{i}/24 dev jv{i}'); ip(f'-n jepa{i} link set jv{i} up')
-        (tmp_path/'both').mkdir()
-        def host(i): return subprocess.Popen(['ip', 'netns', 'exec', f'jepa{i}', sys.executable, '-m', 'jepa_lit.launch', '--nproc', '2', '--nnodes', '2', '--node-rank', str(i - 1), '--rdzv-endpoint', '10.77.0.1:29511', '--', str(LAUNCHED), str(tmp_path/'both')],
-                                             env=dict(os.environ, PYTHONPATH=str(root), GLOO_SOCKET_IFNAME=f'jv{i}'), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        hosts = [host(1), host(2)]
-        said = [h.communicate(timeout=240)[0] for h in hosts]
-        assert [h.returncode for h in hosts] == [0, 0], said
+        yield host
     finally:
         for i in (1, 2): subprocess.run(['ip', 'netns', 'del', f'jepa{i}'], capture_output=True)
-    trained(tmp_path/'one', nproc=4)
-    a, b = final(tmp_path/'both'), final(tmp_path/'one')
-    assert seen(tmp_path/'both') == seen(tmp_path/'one') and all(torch.equal(a[k], b[k]) for k in a)
+
+@pytest.fixture(scope='module')
+def four(tmp_path_factory):
+    "Four processes on one machine"
+    folder = tmp_path_factory.mktemp('four')
+    trained(folder, nproc=4)
+    return folder
+
+@pytest.mark.slow
+@pytest.mark.parametrize('how', ['node rank', 'local address', 'neither'])
+def test_two_hosts(hosts, four, tmp_path, how):
+    "One launcher in each, one rendezvous: the result is that of four processes on one machine"
+    both = [hosts(i, tmp_path, *{'node rank': ['--node-rank', str(i - 1)], 'local address': ['--local-addr', f'10.77.0.{i}']}.get(how, [])) for i in (2, 1)]
+    try: said = [h.communicate(timeout=240)[0] for h in both]
+    finally: [h.kill() for h in both]
+    assert [h.returncode for h in both] == [0, 0], said
+    a, b = final(tmp_path), final(four)
+    assert seen(tmp_path) == seen(four) and all(torch.equal(a[k], b[k]) for k in a)
+
+def test_the_way_to_a_meeting(capsys, monkeypatch):
+    assert _way('127.0.0.1:29500') == ('127.0.0.1', '127.0.0.1')
+    def meeting(*words): return _meeting(_options().parse_args([*words, '--nnodes', '2']))[0]
+    assert meeting('--rdzv-endpoint', '127.0.0.1:9') == [['--rdzv-endpoint', '127.0.0.1:9', '--rdzv-id', 'jepa_lit', '--rdzv-backend', 'c10d']]
+    assert 'static' in meeting('--rdzv-endpoint', '127.0.0.1:9', '--node-rank', '1')[0] and '10.9.9.9' in meeting('--rdzv-endpoint', '127.0.0.1:9', '--local-addr', '10.9.9.9')[0]
+    def unknown(*a, **k): raise socket.gaierror(-2, 'Name or service not known')
+    monkeypatch.setattr(socket, 'getaddrinfo', unknown)
+    for endpoint, says in (('here', 'host:port expected, got here'), ('no.such.host.invalid:29500', 'no.such.host.invalid:29500 cannot be reached from here')):
+        assert jepa_lit_launch(['--nnodes', '2', '--rdzv-endpoint', endpoint, '--', 'x.py']) == 2
+        err = capsys.readouterr().err; assert says in err and err.count('\n') == 1
+
+def test_the_machines_of_a_meeting(monkeypatch):
+    "Only the machine with the endpoint's address opens it; if somebody has, it goes there"
+    from jepa_lit import launch as module
+    words = _options().parse_args(['--nnodes', '2', '--rdzv-endpoint', 'head:29500'])
+    for mine, conf in (('10.0.0.1', ['is_host=1', 'is_host=0']), ('10.0.0.2', ['is_host=0'])):
+        monkeypatch.setattr(module, '_way', lambda endpoint: (mine, '10.0.0.1'))
+        given, _ = _meeting(words)
+        assert [g[-1] for g in given] == conf and all(g[g.index('--local-addr') + 1] == mine for g in given)
+
+# ---- a full disk
+
+def fills(disk):
+    "Save with less and less room; what is told, and whether the earlier one can still be read"
+    warnings.simplefilter('ignore')
+    team, m, out = Team(True), method('ijepa'), []
+    team.wrap(m); opt = torch.optim.AdamW([p for p in m.parameters() if p.requires_grad], 1e-3)
+    team.save(disk/'a', m, opt, dict(step=1))
+    whole = sum(f.stat().st_size for f in (disk/'a').iterdir())
+    for room in (.1, .5, .8, .95, 1., 1e3):
+        if team.rank == 0:
+            (disk/'filler').unlink(missing_ok=True); s = os.statvfs(disk)
+            (disk/'filler').write_bytes(bytes(max(0, int(s.f_bavail*s.f_bsize - room*whole))))
+        team.barrier()
+        try: team.save(disk/'a', m, opt, dict(step=2)); said = ''
+        except OSError as e: said = str(e)
+        team.barrier(); out.append((said, team.load(disk/'a', m, opt)['step'], sorted(p.name for p in disk.iterdir() if p.name != 'filler')))
+        team.barrier()
+    return out
+
+@pytest.fixture
+def disk(tmp_path):
+    path = tmp_path/'disk'; path.mkdir()
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=1m', 'none', path], capture_output=True).returncode: pytest.skip('may not mount a small disk')
+    try: yield path
+    finally: subprocess.run(['umount', path], check=True)
+
+@pytest.mark.slow
+def test_parts_on_a_full_disk(disk):
+    "At whatever moment the room ends, all processes are told, and nothing is left but the checkpoint before"
+    subprocess.run(['mount', '-o', 'remount,size=8m', disk], check=True)                       # two of them have to fit
+    for out in launch(fills, 2, disk):
+        for said, step, names in out: assert (step == 1) == bool(said) and names == ['a'] and '\n' not in said, out
+        assert out[0][0] and not out[-1][0]
+
+@pytest.mark.slow
+def test_a_sharded_run_on_a_full_disk(disk):
+    "One line that names the folder, an exit code, earlier checkpoints as they were; and on from there when there is room"
+    words = ['--data', 'digits', '--shard', '--quiet', '--set', *'method=lejepa steps=16 batch=16 checkpoint_every=4 keep=9 watch_every=0 probe_every=0 widths=8,16 hidden=16 out=8 global_views=2 slices=16 size=16 precision=float32'.split()]
+    def run(*words): return subprocess.run([sys.executable, '-m', 'jepa_lit.launch', '--nproc', '2', '--', 'jepa_lit_train', *words], capture_output=True, text=True, env=dict(os.environ, PYTHONPATH=str(root)), timeout=240)
+    p = run('--out', str(disk/'run'), *words)
+    assert p.returncode == 2, p.stderr[-3000:]
+    [said] = [l for l in p.stderr.splitlines() if l.startswith('jepa_lit_train: error: ')]            # other ranks are heard only where this one is slow to end
+    folder = disk/'run'/'checkpoints'
+    assert 'No space left on device' in said and f'the last good checkpoint is {folder}/step-00000008-' in said and 'Traceback' not in p.stderr
+    assert sorted(f.name.split('-')[0] + f.name.split('-')[1].lstrip('0') for f in folder.iterdir()) == ['shards4', 'shards8', 'step4', 'step8']
+    subprocess.run(['mount', '-o', 'remount,size=16m', disk], check=True)
+    p = run('--shard', '--quiet', '--resume', str(disk/'run'))
+    assert p.returncode == 0 and 'done at step 16 of 16' in p.stdout, p.stderr[-3000:]
+    assert [json.loads(l)['step'] for l in (disk/'run'/'log.jsonl').read_text().splitlines()] == list(range(16))
 
 @pytest.mark.slow
 def test_a_real_slurm(tmp_path):
@@ -335,5 +420,5 @@ def test_a_real_slurm(tmp_path):
     need('sbatch')
     if subprocess.run(['sinfo', '-h'], capture_output=True).returncode: pytest.skip('SLURM is installed, but does not run')
     from slurm import compare
-    told = compare(tmp_path)
+    told = compare(tmp_path, steps=18, limit='00:03:00')
     assert told['state'] == 'COMPLETED' and told['exit_code'] == '0:0' and told['requeued'] >= 1 and told['weights_equal_to_an_undisturbed_run'] and sorted(set(told['steps_taken'])) == list(range(told['steps']))
