@@ -51,12 +51,12 @@ def pooled(
         raise ValueError(f"expected a backbone that gives (b d), (b n d) or (b d h w), got {tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__}")
     return y if y.ndim == 2 else y.mean(1) if y.ndim == 3 else y.mean((-2, -1))
 
-# %% ../nbs/12_lejepa.ipynb #378cd0f4
+# %% ../nbs/12_lejepa.ipynb #abf46641
 def infer_width(
     backbone: nn.Module, # maps images (b c h w), waveforms (b c t) or vectors (b k) to what `pooled` takes
     size: int | None = None, # side of the image, or length of the waveform, to try; usual ones by default
 ) -> int: # d
-    "The width of a backbone's output, found by sending zeros through it."
+    "The width of a backbone's output, found by sending two random inputs through it; a warning if they come out alike."
     what = f"cannot infer the width of {type(backbone).__name__}"
     first = next((m for m in backbone.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Linear))), None)
     if first is None: raise ValueError(f"{what}: it has no convolution and no linear layer; pass projector=")
@@ -65,12 +65,23 @@ def infer_width(
     try:
         for shape in _inputs(first, size):
             try:
-                with torch.no_grad(): y = backbone(torch.zeros(shape, device=like.device, dtype=like.dtype))
+                with torch.no_grad(): y = backbone(_noise(shape, like))
             except Exception as e: why = why or (str(e).splitlines() or [type(e).__name__])[0]
-            else: return pooled(y).shape[-1]
+            else: return _width(y, backbone, first, shape, like)
     finally:
         for m, mode in zip(backbone.modules(), was): m.training = mode
     raise ValueError(f"{what} from an input of shape {_inputs(first, size)[0]} ({why}); pass projector=")
+
+def _noise(shape, like): return torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(like)
+
+def _width(y, backbone, first, shape, like):
+    "The width of this output, once it is neither a row of times nor the same for every input"
+    h, name = pooled(y), type(backbone).__name__
+    if isinstance(first, nn.Conv1d) and y.ndim == 3:
+        with torch.no_grad(): longer = backbone(_noise((*shape[:2], 2*shape[2]), like))
+        if longer.shape[-1] != y.shape[-1]: raise ValueError(f"{name} ends in (b c t), and t={y.shape[-1]} changes with the length of the input: pool over time, with nn.AdaptiveAvgPool1d(1) and nn.Flatten() say")
+    if torch.equal(h[0], h[1]): warnings.warn(f"{name} gives the same output for different inputs, so nothing can be learned through it: its last layer may be zero (the heads of torchvision's VisionTransformer are: set them to nn.Identity())", stacklevel=4)
+    return h.shape[-1]
 
 def _inputs(first, size):
     "Shapes that a network with this first layer may take"

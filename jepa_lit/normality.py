@@ -81,7 +81,7 @@ def healthy(
 Samples = Float[Tensor, "*v n s"] | Float[Tensor, "n"]  # n samples in each of s columns, of each of v views; or one column
 Statistics = Float[Tensor, "*v s"] | Float[Tensor, ""]  # one number a column
 
-# %% ../nbs/09_normality.ipynb #b8f8e0e3
+# %% ../nbs/09_normality.ipynb #e760234f
 def _columns(x, least=2):
     "The samples on the first axis, (n ...), so that one line serves all three shapes"
     x = _check(x, least, (1, 2, 3), '(n), (n s) or (v n s)')
@@ -90,6 +90,7 @@ def _columns(x, least=2):
 def _standard(x, correction=0):
     "Columns (n ...) of mean 0 and deviation 1; on an accelerator a constant column gives NaN, not a complaint"
     if x.device.type == 'cpu' and (x == x[0]).all(0).any(): raise ValueError('x needs two different values in each column, got a constant column')
+    x = x/x.abs().amax(0)                                     # the squares of large and small numbers would leave their range
     x = x - x.mean(0)
     return x / (x.square().sum(0)/(len(x) - correction)).sqrt()
 

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['directions', 'NotFinite', 'sigreg', 'SIGReg']
 
-# %% ../nbs/10_sigreg.ipynb #fe119479
+# %% ../nbs/10_sigreg.ipynb #85343ca8
+from numbers import Integral
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from torch.quasirandom import SobolEngine
 from .data import generator as seeded
 from .normality import quadrature
 
-# %% ../nbs/10_sigreg.ipynb #60a4a93d
+# %% ../nbs/10_sigreg.ipynb #3ad6148f
 def _gaussian(d, s, generator): return torch.randn(d, s, generator=generator, dtype=torch.float32)     # whatever the default type is: a seed must mean one thing
 
 def _orthogonal(d, s, generator):
@@ -27,14 +28,16 @@ def _orthogonal(d, s, generator):
 def _sobol(d, s, generator):
     if d > (most := SobolEngine.MAXDIM): raise ValueError(f"Sobol's sequence has at most {most} dimensions, got d={d}")
     seed = int(torch.randint(2**31, (), generator=generator))
-    u = SobolEngine(d, scramble=True, seed=seed).draw(s, dtype=torch.float64)
+    old = torch.get_default_dtype(); torch.set_default_dtype(torch.float32)           # the engine scrambles in it, and a seed must mean one thing
+    try: u = SobolEngine(d, scramble=True, seed=seed).draw(s, dtype=torch.float64)
+    finally: torch.set_default_dtype(old)
     return torch.special.ndtri(u.clamp(2**-31, 1 - 2**-31)).T.float()
 
-def _whole(n): return isinstance(n, int) and not isinstance(n, bool) and n > 0
+def _whole(n): return isinstance(n, Integral) and not isinstance(n, bool) and n > 0
 
 _SAMPLERS = dict(gaussian=_gaussian, orthogonal=_orthogonal, sobol=_sobol)
 
-# %% ../nbs/10_sigreg.ipynb #85475cdf
+# %% ../nbs/10_sigreg.ipynb #59d36b21
 def directions(
     d: int, # width of the embedding
     s: int, # number of slices
@@ -42,7 +45,7 @@ def directions(
     sampler: str = 'gaussian', # 'gaussian' (independent), 'orthogonal' (blocks at right angles) or 'sobol' (evenly spread)
 ) -> Float[Tensor, "d s"]: # unit columns, each uniform on the sphere
     "Draw `s` random unit directions in `d` dimensions (Balestriero and LeCun 2025, section 4.3)."
-    if not (_whole(d) and _whole(s)): raise ValueError(f"directions needs at least one dimension and one slice, got d={d}, s={s}")
+    if not (_whole(d) and _whole(s)): raise ValueError(f"directions needs whole numbers of dimensions and slices, at least 1, got d={d!r}, s={s!r}")
     if sampler not in _SAMPLERS: raise ValueError(f"sampler must be one of {', '.join(_SAMPLERS)}, got {sampler!r}")
     return F.normalize(_SAMPLERS[sampler](d, s, generator), dim=0)
 
@@ -149,7 +152,7 @@ def _apart(z, eps, reduce):
     dev = ((square if reduce is None else reduce(square))/n + eps).sqrt()
     return z/dev.detach().unsqueeze(-2), (mean**2 + (1 - dev)**2).mean()
 
-# %% ../nbs/10_sigreg.ipynb #488af562
+# %% ../nbs/10_sigreg.ipynb #2fd462f2
 def sigreg(
     z: Float[Tensor, "*v n d"], # embeddings (n d), or (v n d) for v views
     directions: Float[Tensor, "d s"], # unit directions, as columns
@@ -170,6 +173,7 @@ def sigreg(
         if reduce is not None:
             both = reduce(torch.cat([sums.flatten(), sums.new_full((1,), n)]))
             sums, n = both[:-1].view_as(sums), both[-1]
+            if _look(n, check) and n < 2: raise ValueError(f"SIGReg needs at least 2 samples over all processes, got {int(n)}")
         t = (step*torch.arange(1, knots, dtype=dtype, device=z.device)).view(-1, *[1]*(sums.ndim - 2))
         target = torch.exp(-t**2/2)
         w = step*target*(1 + (t < (knots - 1.5)*step))                                      # the trapezoid rule: half at the end
@@ -191,7 +195,7 @@ class _AllSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad): return _AllSum.apply(grad, ctx.group), None
 
-# %% ../nbs/10_sigreg.ipynb #f923af34
+# %% ../nbs/10_sigreg.ipynb #e4b7f74f
 class SIGReg(nn.Module):
     "Sketched isotropic Gaussian regularisation with fresh directions each step."
     def __init__(self,
@@ -207,7 +211,7 @@ class SIGReg(nn.Module):
         check: bool | None = None, # look at values too, not only at shapes; by default on the CPU alone
     ):
         super().__init__()
-        if not _whole(slices): raise ValueError(f"SIGReg needs at least one slice, got slices={slices}")
+        if not _whole(slices): raise ValueError(f"SIGReg needs a whole number of slices, at least 1, got slices={slices!r}")
         quadrature(knots, t_max); directions(1, 1, torch.Generator(), sampler); _check_eps(eps)    # their errors, at construction
         self.slices, self.knots, self.t_max, self.seed, self.group, self.sampler, self.check, self.step = slices, knots, t_max, seed, group, sampler, check, 0
         self.options = dict(times_n=times_n, debiased=debiased, eps=eps)

@@ -242,7 +242,7 @@ def recolour(
     if cfg.solarize: torch.minimum(x, number(2 - (u[:, 9] < cfg.solarize).float()) - x, out=x)
     return x.clamp_(0, 1)
 
-# %% ../nbs/11_views.ipynb #a205c164
+# %% ../nbs/11_views.ipynb #e5faa292
 def check_settings(
     cfg: 'MultiCrop',                # its numbers become floats, its pairs tuples
 ) -> None:
@@ -256,12 +256,14 @@ def check_settings(
         if kind is tuple and len(value) != len(f.default): raise ValueError(f'{f.name}: {len(f.default)} numbers expected, got {value}')
         if kind is int and type(value) is not int: raise TypeError(f'{f.name}: a whole number expected, got {value!r}')
         if kind is float and not 0 <= value < math.inf: raise ValueError(f'{f.name}: a finite number >= 0 expected, got {value}')
+        if kind is tuple and not all(0 <= i < math.inf for i in value): raise ValueError(f'{f.name}: finite numbers >= 0 expected, got {value}')
         object.__setattr__(cfg, f.name, value)
     for name in ('global_scale', 'local_scale', 'aspect', 'sigma'):
         lo, hi = getattr(cfg, name)
         if not 0 < lo <= hi: raise ValueError(f'{name}: 0 < least <= greatest expected, got {(lo, hi)}')
     for name, least in dict(warp_grid=2, global_size=1, local_size=1, kernel=1).items():
-        if (value := getattr(cfg, name)) is not None and not (isinstance(value, int) and value >= least): raise ValueError(f'{name}: a whole number >= {least} expected, got {value!r}')
+        if (value := getattr(cfg, name)) is not None and not (type(value) is int and value >= least): raise ValueError(f'{name}: a whole number >= {least} expected, got {value!r}')
+    if max(cfg.jitter[:3]) > 1 or cfg.jitter[3] > .5: raise ValueError(f'jitter: brightness, contrast and saturation in [0, 1] and hue in [0, 0.5] expected, got {cfg.jitter}')
     if cfg.kernel and cfg.kernel % 2 == 0: raise ValueError(f'kernel: an odd number expected, got {cfg.kernel}')
     for name in ('flip', 'jitter_p', 'grey', 'blur', 'solarize'):
         if not 0 <= getattr(cfg, name) <= 1: raise ValueError(f'{name}: a probability in [0, 1] expected, got {getattr(cfg, name)}')
@@ -271,7 +273,7 @@ def check_settings(
     if cfg.views < 2: raise ValueError('at least two views are needed: one view has nothing to agree with (global_views=1, local_views=0)')
     if cfg.global_views == 1: warnings.warn('one global view: published accuracy falls by about 20 points (arXiv 2511.08544, Table 1b: 53.1 against 72.3 % with 4 views); use 2 or more')
 
-# %% ../nbs/11_views.ipynb #11538265
+# %% ../nbs/11_views.ipynb #636e11cb
 def as_pixels(
     images: Tensor,                  # uint8, or float in [0, 1]: (b c h w)
 ) -> Tensor:                         # float32 in [0, 1]
@@ -279,7 +281,7 @@ def as_pixels(
     if not isinstance(images, Tensor): raise TypeError(f'images: a tensor expected, got {type(images).__name__}')
     if images.ndim != 4: raise ValueError(f'images: (b c h w) expected, got shape {tuple(images.shape)}')
     if not images.numel(): raise ValueError(f'images: at least one pixel expected, got shape {tuple(images.shape)}')
-    return unit(images)
+    return unit(images.detach())
 
 # %% ../nbs/11_views.ipynb #c85ee17d
 def bend(
@@ -302,7 +304,7 @@ def bend(
     if shrink > 1: x = F.adaptive_avg_pool2d(x, (h//shrink, w//shrink))
     return sample(x, theta, size, noise, cfg.pad, max(1, round(hi/shrink)))
 
-# %% ../nbs/11_views.ipynb #5a722f0e
+# %% ../nbs/11_views.ipynb #851bec06
 PIECE = dict(cpu=2**20)              # numbers in a piece; 2**26 on other devices
 
 def crops(
@@ -317,7 +319,7 @@ def crops(
     "Views of one size."
     (b, c, h, w), n, device = x.shape, v*len(x), x.device
     first, total = rows or (0, b)
-    def mine(draw, *shape): return draw(v, total, *shape, generator=generator)[:, first:first + b].flatten(0, 1)
+    def mine(draw, *shape): return draw(v, total, *shape, generator=generator, dtype=torch.float32)[:, first:first + b].flatten(0, 1)
     u, noise = mine(torch.rand, 37), None
     if cfg.warp: noise = mine(torch.randn, 2, cfg.warp_grid, cfg.warp_grid).to(device)*cfg.warp
     if cfg.bends or scale[1] > 1: return recolour(bend(x, u.to(device), cfg, size, scale, noise), u[:, 7:17], cfg)
@@ -334,7 +336,7 @@ def crops(
         out.index_copy_(0, i, recolour(cut(columns, i % b, index[i], weight[i]), u[rows, 7:17], cfg))
     return out
 
-# %% ../nbs/11_views.ipynb #6eff5db8
+# %% ../nbs/11_views.ipynb #4e7bd3f0
 @dataclass(frozen=True)
 class MultiCrop:
     "Random views of a batch of images: a list with the global views, then the local ones if there are any."
@@ -374,9 +376,11 @@ class MultiCrop:
         return [large] + [self.local_size or max(4, 4*round(.45*large/4))]*(self.local_views > 0)
 
     def __call__(self, images: Tensor, generator: torch.Generator | None = None, rows: tuple | None = None) -> list:
-        x = as_pixels(images)
+        x, default = as_pixels(images), torch.get_default_dtype()
         kinds = zip((self.global_views, self.local_views), self.sizes(min(x.shape[2:])), (self.global_scale, self.local_scale))
-        return [rearrange(crops(x, self, v, size, scale, generator, rows), '(v b) c h w -> v b c h w', v=v) for v, size, scale in kinds]
+        torch.set_default_dtype(torch.float32)                   # a seed means one thing, whatever the program's default type
+        try: return [rearrange(crops(x, self, v, size, scale, generator, rows), '(v b) c h w -> v b c h w', v=v) for v, size, scale in kinds]
+        finally: torch.set_default_dtype(default)
 
 # %% ../nbs/11_views.ipynb #206f7ea4
 VIEWS = dict(

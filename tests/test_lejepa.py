@@ -171,3 +171,18 @@ def test_bad_images(images, unchecked):
     method = LeJEPA(ConvNet(1, (8,)), slices=4, preprocess=Preprocess(32, (.5,), (.2,))).eval()
     with pytest.raises((ValueError, TypeError)) as e: method.embed(images)
     assert '\n' not in str(e.value)
+
+
+def test_a_last_layer_of_zeros_is_said():
+    net = torchvision.models.VisionTransformer(32, 8, 1, 2, 16, 32, num_classes=5)         # its head starts at zero
+    with pytest.warns(UserWarning, match='same output for different inputs') as said: LeJEPA(net, views=MultiCrop(2, 2, global_size=32, local_size=32), slices=8)
+    assert len(said) == 1 and '\n' not in str(said[0].message)
+    net.heads = nn.Identity()
+    with warnings.catch_warnings(): warnings.simplefilter('error'); LeJEPA(net, views=MultiCrop(2, 2, global_size=32, local_size=32), slices=8)
+
+
+def test_a_waveform_network_that_does_not_pool(unchecked):
+    net = nn.Sequential(nn.Conv1d(1, 6, 5, 2), nn.ReLU(), nn.Conv1d(6, 8, 5, 2))
+    with pytest.raises(ValueError, match='pool over time') as e: infer_width(net)
+    assert '\n' not in str(e.value)
+    assert infer_width(nn.Sequential(net, nn.AdaptiveAvgPool1d(1), nn.Flatten())) == 8

@@ -251,3 +251,10 @@ def test_values_that_have_none():
     tied = torch.tensor([0., 0., 0., 1.])
     assert N.vasicek_entropy(tied, 1) == -math.inf
     assert all(f(tied).isfinite() for f in (N.anderson_darling, N.cramer_von_mises, N.watson, N.kolmogorov_smirnov, N.shapiro_wilk, N.jarque_bera, N.moments, N.bhep))
+
+
+@pytest.mark.parametrize('scale', [1e20, 1e-24])
+def test_large_and_small_numbers_in_float32(scale):
+    import jepa_lit.normality as n
+    x = torch.tensor([1., 2., 3., -1., .5])
+    for f in (n.shapiro_wilk, n.jarque_bera): torch.testing.assert_close(f(x*scale), f(x), rtol=1e-5, atol=0)

@@ -66,7 +66,7 @@ def test_figures(path):
 def test_leaves_torch_as_it_was(path):
     "`nbdev_test` runs many chapters in one process: who switches gradients off switches them on again"
     text = '\n'.join(c.source for c in code(read(path)) if 'nbdev_export(' not in c.source)               # which nbdev_test skips
-    assert text.count('set_grad_enabled(False)') <= text.count('set_grad_enabled(True)') and 'set_default_dtype' not in text
+    assert text.count('set_grad_enabled(False)') <= text.count('set_grad_enabled(True)') and text.count('set_default_dtype(') == 2*text.count('finally: torch.set_default_dtype(')
 
 @every
 def test_outputs(path):

@@ -173,3 +173,20 @@ def test_one_rank_evaluates_without_waiting(tmp_path):
     dist.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
     try: assert SIGReg(8).eval()(torch.randn(6, 3)).isfinite()
     finally: dist.destroy_process_group()
+
+
+def test_fewer_than_two_samples_over_all_processes():
+    "The count comes back with the sums, so that all processes complain alike"
+    a = directions(4, 3, torch.Generator().manual_seed(0))
+    for n in (0, 1):
+        with pytest.raises(ValueError, match='at least 2 samples over all processes, got') as e: sigreg(torch.zeros(n, 4), a, reduce=lambda x: x)
+        assert '\n' not in str(e.value)
+    assert sigreg(torch.randn(1, 4), a, reduce=lambda x: 2*x).isfinite()
+
+
+@pytest.mark.parametrize('sampler', ['gaussian', 'orthogonal', 'sobol'])
+def test_a_seed_means_one_thing_whatever_the_default_type(sampler):
+    one = directions(4, 5, torch.Generator().manual_seed(0), sampler)
+    try: torch.set_default_dtype(torch.bfloat16); two = directions(4, 5, torch.Generator().manual_seed(0), sampler)
+    finally: torch.set_default_dtype(torch.float32)
+    assert torch.equal(one, two)

@@ -169,3 +169,18 @@ def test_settings_are_checked(unchecked, change, error, text):
 def test_device_does_not_matter(name):
     make, x = MultiCrop(**VIEWS[name]), images()
     for a, b in zip(make(x, seeded()), make(x.cuda(), seeded())): assert ((a - b.cpu()).abs() > 1e-4).float().mean() < .01
+
+
+@pytest.mark.parametrize('name, value, said', [('jitter', (float('nan'), 0, 0, 0), 'finite'), ('jitter', (-.4, 0, 0, 0), '>= 0'), ('jitter', (0, 0, 0, .9), r'hue in \[0, 0.5\]'), ('jitter', (1.5, 0, 0, 0), r'brightness'),
+    ('global_scale', (.3, float('inf')), 'finite'), ('sigma', (.1, float('inf')), 'finite'), ('global_size', True, 'whole number'), ('kernel', True, 'whole number')])
+def test_settings_that_mean_nothing(name, value, said):
+    with pytest.raises((ValueError, TypeError), match=f'{name}: .*{said}') as e: MultiCrop(**{name: value})
+    assert '\n' not in str(e.value)
+
+@pytest.mark.parametrize('name', list(VIEWS))
+def test_a_seed_means_one_thing_whatever_the_default_type(name):
+    images, make = torch.randint(256, (3, 3, 24, 20), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)), MultiCrop(**VIEWS[name])
+    one = make(images, torch.Generator().manual_seed(0))
+    try: torch.set_default_dtype(torch.float64); two = make(images, torch.Generator().manual_seed(0)); after = torch.get_default_dtype()
+    finally: torch.set_default_dtype(torch.float32)
+    assert after == torch.float64 and all(torch.equal(a, b) for a, b in zip(one, two))
