@@ -137,7 +137,7 @@ def _cause(e):
     else: said = f"killed by {f.signal_name()}" if f.exitcode < 0 else f"exit code {f.exitcode}" + (', stopped at a checkpoint' if f.exitcode == _STOPPED else '')
     return f"process {rank} failed: {' '.join(said.split())}", f.exitcode
 
-# %% ../nbs/16_launch.ipynb #08042b58
+# %% ../nbs/16_launch.ipynb #8afb09d1
 def join(
     seconds: int | float = 1800, # that a process waits for the others before it gives up
 ) -> None:
@@ -147,9 +147,30 @@ def join(
     missing = [k for k in ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT') if k not in os.environ]
     if missing: raise ValueError(f"a team is started by jepa_lit_launch, torchrun or launch, which set {', '.join(missing)}")
     if kind == 'cuda': torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
-    dist.init_process_group(dict(cpu='gloo', cuda='nccl')[kind], timeout=timedelta(seconds=seconds))
+    with _mortal():
+        store, rank, size = next(dist.rendezvous('env://', timeout=timedelta(seconds=seconds)))
+        store.set_timeout(timedelta(seconds=seconds))
+        if os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True':      # it outlives a restart, and so would the addresses of the dead
+            store = dist.PrefixStore(f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        dist.init_process_group(dict(cpu='gloo', cuda='nccl')[kind], store=store, rank=rank, world_size=size, timeout=timedelta(seconds=seconds))
 
-# %% ../nbs/16_launch.ipynb #2af42867
+def _handlers():
+    "What the signals that ask for an end do here; only the main thread may change that"
+    if threading.current_thread() is not threading.main_thread(): return {}
+    return {s: signal.getsignal(s) for s in map(signal.Signals.__members__.get, _SIGNALS.split(',')) if s}
+
+_SIGNALS = 'SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2'     # those that ask for an end
+
+@contextlib.contextmanager
+def _mortal():
+    "Signals end the process: while it waits inside PyTorch, Python's handlers would not be called"
+    old = {s: h for s, h in _handlers().items() if callable(h)}
+    for s in old: signal.signal(s, signal.SIG_DFL)
+    try: yield
+    finally:
+        for s, h in old.items(): signal.signal(s, h)
+
+# %% ../nbs/16_launch.ipynb #ca4f3787
 def _loopback():
     "Variables that keep the talk of one machine's processes inside it, and torch from chatting"
     lo = next((n for _, n in socket.if_nameindex() if n.startswith('lo')), None)
@@ -172,14 +193,11 @@ def _interface(address):
             with contextlib.suppress(OSError):                                                  # one without an address; 0x8915 is SIOCGIFADDR
                 if socket.inet_ntoa(fcntl.ioctl(s.fileno(), 0x8915, struct.pack('256s', name.encode()))[20:24]) == address: return name
 
-_SIGNALS = 'SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2'     # those that ask for an end
-
 @contextlib.contextmanager
 def _aside(new):
     "Environment, signal handlers and the launcher's log are afterwards as before"
     old, log = dict(os.environ), logging.getLogger('torch.distributed.elastic')
-    level, main = log.level, threading.current_thread() is threading.main_thread()
-    handlers = {s: signal.getsignal(s) for s in map(signal.Signals.__members__.get, _SIGNALS.split(',')) if s} if main else {}
+    level, handlers = log.level, _handlers()
     os.environ.update({k: v for k, v in new.items() if k not in old}); log.setLevel(logging.CRITICAL)
     try: yield
     finally:
@@ -401,7 +419,7 @@ def jepa_lit_launch(
         return _torchrun(args, resumable(command) if args.max_restarts else command)
     except (ValueError, OSError) as e: return _error(' '.join(str(e).split()))
 
-# %% ../nbs/16_launch.ipynb #1067333f
+# %% ../nbs/16_launch.ipynb #a1aa7822
 def _nproc(given):
     "How many processes a machine gets"
     if given == 'auto': return max(1, torch.cuda.device_count())
@@ -418,12 +436,12 @@ def resumable(
 def _program(command):
     "What torchrun starts: a script, a module or a program"
     if command[0] == '-m' or command[0].endswith('.py'): return command
-    beside = Path(sys.executable).with_name(command[0])
-    found = str(beside) if beside.is_file() else shutil.which(command[0])
-    if not found: raise ValueError(f"no program named {command[0]}: expected one on the PATH, a script ending in .py, or -m and a module")
+    beside = Path(sys.executable).parent/command[0]
+    found = str(beside) if Path(command[0]).name == command[0] and beside.is_file() else shutil.which(command[0])
+    if not found: raise ValueError(f"no program named {command[0]}: expected one on the PATH, the path of one that may be executed, a script ending in .py, or -m and a module")
     return ['--no-python', found, *command[1:]]
 
-# %% ../nbs/16_launch.ipynb #f7976b70
+# %% ../nbs/16_launch.ipynb #498161f1
 def _meeting(args):
     "What torchrun is told of the other machines, in the order in which to try, and variables"
     if not args.rdzv_endpoint: raise ValueError(f"--nnodes {args.nnodes} needs --rdzv-endpoint host:port, the same on all machines")
@@ -434,6 +452,7 @@ def _meeting(args):
     variables = dict(GLOO_SOCKET_IFNAME=name) if address and (name := _interface(address)) else {}
     if args.node_rank is not None: return [[*given, '--rdzv-backend', 'static', '--node-rank', str(args.node_rank)]], variables
     given += ['--rdzv-backend', 'c10d']
+    variables['TORCH_DISABLE_SHARE_RDZV_TCP_STORE'] = '1'                         # a store of its own for each start: machines count restarts differently
     return [given] if inside else [[*given, '--rdzv-conf', f'is_host={i}'] for i in ((1, 0) if mine == there else (0,))], variables
 
 def _torchrun(args, command):
@@ -457,7 +476,7 @@ def _torchrun(args, command):
             except RendezvousError as e: return _error(f"the machines did not meet at {args.rdzv_endpoint} ({_first(e)})", 1)
     return _error(f"nobody answers at {args.rdzv_endpoint}: expected jepa_lit_launch on the machine with this address too, and an open port", 1)
 
-# %% ../nbs/16_launch.ipynb #bf60d177
+# %% ../nbs/16_launch.ipynb #25b344f3
 def sbatch(
     command: list[str], # what to run
     nnodes: str | int = 1, # machines
@@ -469,6 +488,7 @@ def sbatch(
 ) -> str: # a script
     "A script for SLURM that runs a command on several machines until it is done."
     if wrong := [o for o in options if not re.fullmatch(r'[\w-]+(=\S+)?', o)]: raise ValueError(f"--sbatch: KEY=VALUE expected, got {wrong[0]}")
+    if own := [o for o in options if o.split('=')[0] in _OWN]: raise ValueError(f"--sbatch {own[0]}: the script sets {own[0].split('=')[0]} itself; {_OWN[own[0].split('=')[0]]}")
     command, lead = resumable(command), warning
     run = shlex.join([sys.executable, '-m', 'jepa_lit.launch', '--nnodes', str(nnodes), '--nproc', str(nproc), '--max-restarts', str(max_restarts), '--grace', str(max(lead - 10, 1))])
     lines = ['#!/bin/bash', f'#SBATCH --nodes={nnodes}', '#SBATCH --ntasks-per-node=1', f'#SBATCH --time={limit}', f'#SBATCH --signal=USR1@{lead}', '#SBATCH --requeue', '#SBATCH --open-mode=append']
@@ -477,6 +497,9 @@ def sbatch(
               f'srun --kill-on-bad-exit=0 --wait=120 {run} --rdzv-endpoint "$head:$((20000 + SLURM_JOB_ID % 20000))" --rdzv-id "$SLURM_JOB_ID" -- {shlex.join(command)}',
               'code=$?', f'if [ $code -eq {_STOPPED} ] || [ $code -eq {128 + signal.SIGUSR1} ]; then scontrol requeue "$SLURM_JOB_ID"; fi', 'exit $code']
     return '\n'.join(lines) + '\n'
+
+_OWN = {'time': 'give --time', 'nodes': 'give --nnodes', 'signal': 'it is --grace and 10 seconds before the limit', 'ntasks': 'give --nproc', 'ntasks-per-node': 'give --nproc',
+        'requeue': 'it always queues again', 'no-requeue': 'it always queues again', 'open-mode': 'it appends, for a job that runs again'}
 
 # %% ../nbs/16_launch.ipynb #23f8f549
 def _submit(script):

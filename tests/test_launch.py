@@ -5,7 +5,7 @@ import pytest, torch
 import torch.distributed as dist
 from torch import nn
 from conftest import need, root
-from jepa_lit.launch import Team, _meeting, _options, _Unpickler, _way, jepa_lit_launch, launch, resumable, sbatch, together, written
+from jepa_lit.launch import Team, _meeting, _options, _program, _Unpickler, _way, jepa_lit_launch, launch, resumable, sbatch, together, written
 sys.path.insert(0, str(root/'results'))
 from processes import DOUBLE, SINGLE, cast, compare, everything, method, train
 
@@ -216,7 +216,7 @@ def test_slurm_script(capsys):
     assert subprocess.run(['bash', '-n'], input=script, text=True).returncode == 0
 
 @pytest.mark.parametrize('words, says', [([], 'a command expected after --'), (['--nproc', '0', '--', 'x.py'], '--nproc: a number of at least 1 or auto expected, got 0'), (['--', 'no_such_program'], 'no program named no_such_program'),
-    (['--nnodes', '2', '--', 'x.py'], 'needs --rdzv-endpoint'), (['--slurm', '--sbatch', 'a b', '--', 'x.py'], '--sbatch: KEY=VALUE expected'), (['--nnodes', 'x', '--', 'x.py'], '--nnodes')])
+    (['--nnodes', '2', '--', 'x.py'], 'needs --rdzv-endpoint'), (['--slurm', '--sbatch', 'a b', '--', 'x.py'], '--sbatch: KEY=VALUE expected'), (['--slurm', '--sbatch', 'signal=B:TERM@60', '--', 'x.py'], '--sbatch signal=B:TERM@60: the script sets signal itself'), (['--slurm', '--sbatch', 'mem=4G', '--sbatch', 'time=1', '--', 'x.py'], '--sbatch time=1: the script sets time itself; give --time'), (['--slurm', '--sbatch', 'no-requeue', '--', 'x.py'], 'it always queues again'), (['--', './no/such'], 'no program named ./no/such'), (['--nnodes', 'x', '--', 'x.py'], '--nnodes')])
 def test_command_errors(capsys, words, says):
     assert jepa_lit_launch(words) == 2
     err = capsys.readouterr().err
@@ -256,6 +256,60 @@ def test_signals_are_handed_on(worker, capfd):
         time.sleep(.3); os.kill(os.getpid(), signal.SIGUSR1)
     t = threading.Thread(target=send, daemon=True); t.start()
     assert started(worker, 'wait') == 75 and {'signal-0', 'signal-1'} <= files(worker)
+
+MEETS = '''import os, signal, sys, time
+import torch.distributed as dist
+from jepa_lit.launch import join
+rank, again = int(os.environ['RANK']), int(os.environ['TORCHELASTIC_RESTART_COUNT'])
+if again and rank == 0: time.sleep(2)
+join(60)
+dist.barrier()
+if not again and rank: os.kill(os.getpid(), signal.SIGKILL)
+dist.barrier(); dist.destroy_process_group()
+'''
+
+def port():
+    with socket.socket() as s: s.bind(('127.0.0.1', 0)); return s.getsockname()[1]
+
+@pytest.mark.parametrize('how', ['alone', *(pytest.param(how, marks=pytest.mark.slow) for how in ('endpoint', 'node rank'))])
+def test_one_restart_suffices(tmp_path, capfd, how):
+    "Also if a process is late: the others wait for it, and do not take the address of the one that died"
+    (tmp_path/'meets.py').write_text(MEETS)
+    options = {'endpoint': ['--rdzv-endpoint', f'127.0.0.1:{port()}'], 'node rank': ['--node-rank', '0', '--rdzv-endpoint', f'127.0.0.1:{port()}']}.get(how, [])
+    assert jepa_lit_launch(['--nproc', '2', '--max-restarts', '1', *options, '--', str(tmp_path/'meets.py')]) == 0
+
+def test_a_process_that_waits_for_others_can_be_ended():
+    "Where it waits, a handler in Python is not heard"
+    at = port()
+    code = 'import signal; from jepa_lit.launch import join; signal.signal(signal.SIGTERM, lambda *a: None); join(60)'
+    p = subprocess.Popen([sys.executable, '-c', code], env=dict(os.environ, PYTHONPATH=str(root), RANK='0', WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(at)))
+    try:
+        for _ in range(600):
+            with socket.socket() as s:
+                if not s.connect_ex(('127.0.0.1', at)): break                        # it waits, since its store is open
+            time.sleep(.05)
+        p.terminate(); assert p.wait(10) == -signal.SIGTERM
+    finally: p.kill(); p.wait()
+
+def test_signals_are_as_before_once_all_have_met():
+    from jepa_lit.launch import _mortal
+    before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    mine = signal.signal(signal.SIGTERM, lambda *a: None), signal.getsignal(signal.SIGTERM)
+    try:
+        with _mortal(): assert signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+        assert signal.getsignal(signal.SIGTERM) is mine[1] and signal.getsignal(signal.SIGINT) == before[signal.SIGINT]
+    finally: signal.signal(signal.SIGTERM, mine[0])
+
+def test_programs_with_a_path(tmp_path, capfd, monkeypatch):
+    "With a separator a name means that file, as in a shell; without one, what is installed beside Python comes first"
+    (tmp_path/'x.sh').write_text('#!/bin/sh\ntouch $1-$RANK\n'); (tmp_path/'x.sh').chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    assert jepa_lit_launch(['--nproc', '1', '--', './x.sh', 'a']) == 0 and (tmp_path/'a-0').exists()
+    assert _program([str(tmp_path/'x.sh'), 'b']) == ['--no-python', str(tmp_path/'x.sh'), 'b']
+    assert _program(['/usr/bin/env', 'true']) == ['--no-python', '/usr/bin/env', 'true']
+    assert _program([f'{Path(sys.executable).parent}/jepa_lit_train'])[1] == _program(['jepa_lit_train'])[1] == str(Path(sys.executable).with_name('jepa_lit_train'))
+    (tmp_path/'x.sh').chmod(0o644)
+    assert jepa_lit_launch(['--', './x.sh']) == 2 and 'no program named ./x.sh' in capfd.readouterr().err
 
 # ---- trainings
 
@@ -299,7 +353,7 @@ def test_a_killed_worker_changes_nothing(tmp_path, method_, shard):
     "All start again into the same run, and its result is that of a run that nobody disturbed, to the last bit"
     how = ['--method', method_, *(['--shard'] if shard else [])]
     trained(tmp_path/'quiet', *how, nproc=2)
-    p = trained(tmp_path/'killed', *how, '--kill', '7', nproc=2, options=['--max-restarts', '2'])
+    p = trained(tmp_path/'killed', *how, '--kill', '7', nproc=2, options=['--max-restarts', '1'])
     assert (tmp_path/'killed'/'killed').exists() and seen(tmp_path/'killed') == seen(tmp_path/'quiet')
     a, b = final(tmp_path/'killed'), final(tmp_path/'quiet')
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
