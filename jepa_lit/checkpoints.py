@@ -17,7 +17,7 @@ from .data import generator
 try: import fcntl
 except ImportError: fcntl = None        # Windows: folders are not locked there
 
-# %% ../nbs/13_checkpoints.ipynb #fba3700f
+# %% ../nbs/13_checkpoints.ipynb #436d968a
 @contextlib.contextmanager
 def moved(
     path: str | Path, # the file to write
@@ -28,6 +28,9 @@ def moved(
     try:
         yield tmp
         _sync(tmp); os.replace(tmp, path); _sync(path.parent)
+    except OSError as e:
+        if e.errno is None: raise
+        raise OSError(e.errno, e.strerror, str(path)) from None          # not the temporary name, and not none
     finally: tmp.unlink(missing_ok=True)
 
 # %% ../nbs/13_checkpoints.ipynb #40ee1f60
@@ -111,7 +114,7 @@ def snapshot(
     if isinstance(state, (list, tuple)): return type(state)(snapshot(v) for v in state)
     return state
 
-# %% ../nbs/13_checkpoints.ipynb #b238702a
+# %% ../nbs/13_checkpoints.ipynb #ac9efc6f
 class Checkpoints:
     "The checkpoints of a run: the last few and the best, each written by a thread."
     def __init__(self,
@@ -162,7 +165,7 @@ class Checkpoints:
             except (ValueError, OSError) as e: bad.append(str(e)); continue
             for line in bad: warnings.warn(f"{line}; going on from step {step}", stacklevel=2)
             return state
-        if bad: raise ValueError(f"no checkpoint in {self.folder} can be read: {'; '.join(bad)}")
+        if bad: raise ValueError(f"no checkpoint in {self.folder} can be read: {'; '.join(bad)}; put a good copy of one back, or start anew with --overwrite")
 
     def last(self) -> Path | None: # None if there is none
         "The newest file whose digest is right."

@@ -7,8 +7,8 @@ __all__ = ['FREE', 'parser', 'Signalled', 'command', 'run_command', 'small_pixel
            'online_probe', 'splits_of', 'train', 'default_folder', 'finish', 'chosen', 'continued', 'jepa_lit_train',
            'pairs', 'jepa_lit_probe', 'jepa_lit_embed', 'write_table', 'compare_figure', 'jepa_lit_plot']
 
-# %% ../nbs/18_cli.ipynb #1893e7fc
-import argparse, contextlib, csv, difflib, functools, importlib.util, inspect, json, os, shutil, signal, sys, time, typing, warnings
+# %% ../nbs/18_cli.ipynb #812a26c4
+import argparse, contextlib, csv, difflib, functools, importlib.util, inspect, json, math, os, shlex, shutil, signal, sys, time, typing, warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -78,13 +78,30 @@ def command(
         return run_command(func, sys.argv[1:])
     return run
 
-# %% ../nbs/18_cli.ipynb #15a7bd0f
+# %% ../nbs/18_cli.ipynb #18e43127
+class _Heard:
+    "A stream of text that falls silent when its reader has gone (`| head -1`): the work goes on"
+    def __init__(self, stream): self.stream = stream
+    def __getattr__(self, name): return getattr(self.stream, name)
+    def write(self, text): self._try(self.stream.write, text); return len(text)
+    def flush(self): self._try(self.stream.flush)
+    def _try(self, act, *args):
+        try: act(*args)
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY); os.dup2(nowhere, self.stream.fileno()); os.close(nowhere)
+
+# %% ../nbs/18_cli.ipynb #4a65bb15
 def run_command(
     func, # the function of a command
     argv: list[str], # the words after its name
 ) -> int: # exit code: 0; 2 for bad input; 1 for what nobody foresaw; 75 after a scheduler's signal; 130 after Ctrl-C
     "Parse the words, call the function, and turn errors into one line."
-    options = vars(parser(func).parse_args(argv))
+    with contextlib.redirect_stdout(_Heard(sys.stdout)), contextlib.redirect_stderr(_Heard(sys.stderr)):
+        try: return _called(func, vars(parser(func).parse_args(argv)))
+        finally: sys.stdout.flush(); sys.stderr.flush()
+
+def _called(func, options):
+    "The exit code of a command; its errors are said"
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *a, **k: _rank() or print(f"warning: {message}", file=sys.stderr)
         try: func(**options); return 0
@@ -209,7 +226,7 @@ def splits_of(
     a, b = split(splits.train.labels, .2, recipe.split_seed)
     return replace(splits, train=splits.train.select(a), test=splits.train.select(b), notes=(*splits.notes, 'validate: reporting on a fifth of the training part, the test part is untouched'))
 
-# %% ../nbs/18_cli.ipynb #fe8c92ca
+# %% ../nbs/18_cli.ipynb #1c229916
 def train(
     recipe: Recipe, # what to train
     out: str | Path | None = None, # folder of the run; by default runs/<data>-<method>-<seed>
@@ -222,6 +239,7 @@ def train(
 ) -> Run: # the finished run
     "Train by a recipe, evaluate, and leave everything in the run's folder."
     began, out = time.time(), Path(out or default_folder(recipe))
+    if minutes is not None and not 0 <= minutes < math.inf: raise ValueError(f"--minutes expects a finite number, 0 or more, got {minutes}")
     with _threads(recipe.threads), _heeding(out):
         device(), precision(recipe.precision), _needs(recipe)
         if resume: Run.open(out).check(recipe)
@@ -231,7 +249,7 @@ def train(
         with _in_turn(team): splits = splits_of(recipe)
         data = splits.train if splits.unlabelled is None else splits.unlabelled
         say(repr(splits))
-        with contextlib.closing(stream(data, recipe.batch)) as first: next(first)
+        with warnings.catch_warnings(), contextlib.closing(stream(data, recipe.batch)) as first: warnings.simplefilter('ignore'); next(first)
         scale = normalisation(data)
         method = build(recipe, data.size, *scale)
         with _folder(out, recipe, overwrite, resume, team) as run:
@@ -240,6 +258,7 @@ def train(
         result['skipped_steps'] = result.pop('skipped', 0)
         if team: method = _gathered(method, recipe, data.size, scale, team)
         _written(run, recipe, result, began, team)
+        if result['status'] not in ('interrupted', 'signalled') and not (team and team.rank): save_model(method, recipe, run.path/'model.safetensors')
         _told(run, recipe, result, say)
         if not (team and team.rank): finish(run, method, recipe, splits, result, began, progress, say)
     return run
@@ -274,11 +293,11 @@ def _in_turn(team):
     yield
     if team and not later: team.barrier()
 
-# %% ../nbs/18_cli.ipynb #fe2eeecc
+# %% ../nbs/18_cli.ipynb #1fc9cf2f
 @contextlib.contextmanager
 def _heeding(out):
     "Outside the loop, SIGTERM and SIGUSR1 end the run at once, with the exit code that asks to be started again"
-    def stop(number, frame): raise (KeyboardInterrupt if number == signal.SIGINT else Signalled)(f"stopped by {signal.Signals(number).name}; go on with: jepa_lit_train --resume {'auto' if not Run.exists(out) else out}")
+    def stop(number, frame): raise (KeyboardInterrupt if number == signal.SIGINT else Signalled)(f"stopped by {signal.Signals(number).name}; go on with: jepa_lit_train --resume {'auto' if not Run.exists(out) else shlex.quote(str(out))}")
     old = {}
     for s in (signal.SIGINT, signal.SIGTERM, getattr(signal, 'SIGUSR1', signal.SIGTERM)):
         with contextlib.suppress(ValueError): old.setdefault(s, signal.signal(s, stop))       # only the main thread may
@@ -298,7 +317,7 @@ def _folder(out, recipe, overwrite, resume, team):
         if fresh and first and not run.lines(skipped=True): shutil.rmtree(out)
         raise
 
-# %% ../nbs/18_cli.ipynb #3cee5688
+# %% ../nbs/18_cli.ipynb #ae3432cd
 def _written(run, recipe, result, began, team):
     "Recipe and figures of the training, before the evaluation"
     if team and team.rank: return
@@ -308,7 +327,7 @@ def _written(run, recipe, result, began, team):
 
 def _told(run, recipe, result, say):
     "What came of the training; raises if it was told to stop"
-    status, again = result['status'], f"go on with: jepa_lit_train --resume {run.path}"
+    status, again = result['status'], f"go on with: jepa_lit_train --resume {shlex.quote(str(run.path))}"
     say(f"{status} at step {result['step']} of {recipe.steps}: {result['seconds']:.0f} s, {result['images_per_second']:.0f} images/s ({result['precision']} on {result['device']})")
     if result['skipped_steps']: say(f"{result['skipped_steps']} steps were skipped, since their loss was not finite")
     if status != 'done': say(again)
@@ -322,7 +341,7 @@ def _gathered(method, recipe, size, scale, team):
     whole = build(recipe, size, *scale); whole.load_state_dict(state)
     return whole.to(device())
 
-# %% ../nbs/18_cli.ipynb #a68bdfd1
+# %% ../nbs/18_cli.ipynb #9c258943
 def finish(
     run: Run, # whose folder to fill
     method: nn.Module, # trained
@@ -333,8 +352,7 @@ def finish(
     progress: bool = True, # show bars
     say = print, # where to report
 ) -> Run:
-    "Save the model, evaluate it, draw the pictures, write the record."
-    save_model(method, recipe, run.path/'model.safetensors')
+    "Evaluate the trained model, draw the pictures, write the record."
     probes, state, z, images = evaluate(method, recipe, splits, progress)
     lines = run.lines()
     curves_figure(lines, getattr(method, 'healthy', None)).savefig(run.path/'curves.png')
@@ -383,7 +401,7 @@ def continued(
     if wrong: raise ValueError(f"{run} was started with {', '.join(f'{k}={a}' for k, (a, _) in wrong.items())}, got {', '.join(f'{k}={b}' for k, (_, b) in wrong.items())}: leave that out, or choose another folder with --out")
     return replace(saved, **{k: getattr(asked, k) for k in FREE if k in mine and not (k == 'root' and asked.root is None)})
 
-# %% ../nbs/18_cli.ipynb #f5a04beb
+# %% ../nbs/18_cli.ipynb #f5472b3d
 @command
 def jepa_lit_train(
     data: str | None = None, # data set: digits (the default), fashion_mnist, mnist, cifar10, stl10, imagenette, folder or shards
@@ -413,7 +431,7 @@ def jepa_lit_train(
     """Train a JEPA on images and show in one table what it learned.
 
     Without arguments: LeJEPA on the 1,797 digits of scikit-learn, a minute or two on two cores.
-    Exit codes: 0 done, 2 bad input, 75 stopped by SIGTERM or SIGUSR1, 130 by Ctrl-C; after the last two, --resume goes on."""
+    Exit codes: 0 done, or stopped by --minutes as asked, 2 bad input, 75 stopped by SIGTERM or SIGUSR1, 130 by Ctrl-C; after the last two, --resume goes on."""
     given = dict(root=root, method=method, seed=seed, split_seed=split_seed, size=size, batch=batch, lr=lr, lamb=lamb, workers=workers, threads=threads, steps=steps, probe_every=probe_every, tensorboard=tensorboard or None, validate=validate or None)
     given = {k: v for k, v in given.items() if v is not None} | pairs(set)
     if resume and overwrite: raise ValueError("--overwrite starts anew and --resume goes on: choose one of them")
@@ -454,11 +472,11 @@ def jepa_lit_probe(
     if out: Path(out).write_text(json.dumps(dict(run=str(run), data=splits.name, probes=probes, health=state), indent=2) + '\n')
     return dict(probes=probes, health=state)
 
-# %% ../nbs/18_cli.ipynb #3bbd0379
+# %% ../nbs/18_cli.ipynb #f0095fdc
 def _open(run, data, root, split_seed, whole=False):
     "The method and recipe of a run, and the data to use them on"
     Run.open(run); path = Path(run)/'model.safetensors'
-    if not path.exists(): raise FileNotFoundError(f"{run} has no model yet: finish it with jepa_lit_train --resume {run}")
+    if not path.exists(): raise FileNotFoundError(f"{run} has no model yet: finish it with jepa_lit_train --resume {shlex.quote(str(run))}")
     method, made = load_model(path)
     name, seed = data or made.data, made.split_seed if split_seed is None else split_seed
     if name == made.data: splits = splits_of(replace(made, split_seed=seed, root=root or made.root, validate=made.validate and not whole))
@@ -531,7 +549,7 @@ def compare_figure(
     kinds = {(m.knots, m.t_max) for m in made if m.method == 'lejepa'}
     return curves_figure(logs, healthy(*kinds.pop()) if len(kinds) == 1 else None)
 
-# %% ../nbs/18_cli.ipynb #37f12280
+# %% ../nbs/18_cli.ipynb #9b236f7b
 @command
 def jepa_lit_plot(
     runs: list[str], # folders of runs, finished or not
@@ -539,6 +557,7 @@ def jepa_lit_plot(
 ):
     "Draw the curves of several runs side by side."
     fig = compare_figure(runs)
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(out)
-    print(f"{len(runs)} runs side by side in {out}")
+    path = Path(out if Path(out).suffix else f'{out}.png')
+    try: path.parent.mkdir(parents=True, exist_ok=True); fig.savefig(path)
+    except OSError as e: raise OSError(f"{path} cannot be written ({e.strerror or e}): --out expects the name of a picture, in a folder that can be written") from None
+    print(f"{len(runs)} runs side by side in {path}")

@@ -101,16 +101,16 @@ class Recipe(CarePart, StepPart, DataPart):
         one_of(self.method, METHODS, 'method')
         for part in reversed(type(self).__mro__): _check(self, vars(part))
 
-# %% ../nbs/13_recipes.ipynb #5744c540
+# %% ../nbs/13_recipes.ipynb #fcd496ff
 def _check(recipe, part):
     "Refuse values of a recipe outside the ranges of a part"
     def values(name): v = getattr(recipe, name); return () if v is None else v if isinstance(v, tuple) else (v,)
     def must(name, ok, words):
         if not all(ok(v) for v in values(name)): raise ValueError(f"recipe: {name} {words}, got {getattr(recipe, name)}")
-    for name, low in part.get('least', {}).items(): must(name, lambda v: low <= v < 2**63, f"must be at least {low}")
+    for name, low in part.get('least', {}).items(): must(name, lambda v: not v < low, f"must be at least {low}"); must(name, lambda v: abs(v) < math.inf, "must be finite"); must(name, lambda v: v < 2**63, "must be below 2**63")
     for name in part.get('shares', ()): must(name, lambda v: 0 <= v <= 1, "lies in [0, 1]")
     for name in part.get('below', ()): must(name, lambda v: v < 1, "must be below 1")
-    for name in part.get('positive', ()): must(name, lambda v: 0 < v < math.inf, "must be positive")
+    for name in part.get('positive', ()): must(name, lambda v: 0 < v < math.inf, "must be positive and finite")
     for name, n in part.get('lengths', {}).items(): must(name, lambda v: len(values(name)) == n, f"has {n} numbers")
     for name, known in part.get('known', {}).items(): one_of(str(getattr(recipe, name)), list(map(str, known)), name)
 

@@ -24,7 +24,7 @@ from .recipes import Recipe, build, recipe
 FILES = ('log.jsonl', 'model.safetensors', 'metrics.json', 'curves.png', 'embedding.png', 'gallery.png',
          'checkpoints/step-*.pt', 'checkpoints/shards-*', 'tensorboard/events.out.tfevents.*') # beside recipe.json, what a run writes, and all that `overwrite` deletes
 
-# %% ../nbs/13_runs.ipynb #4e353fd9
+# %% ../nbs/13_runs.ipynb #f8921cd9
 class Run:
     "The folder of a training run: its recipe, log, checkpoints, model and metrics."
     def __init__(self,
@@ -38,17 +38,20 @@ class Run:
         "A new run's folder; refuses one that exists, unless it is a run to overwrite."
         self = cls(path)
         self.vacant(overwrite)
-        self.path.mkdir(parents=True, exist_ok=True)
-        with self.locked():
-            for p in [p for name in FILES for p in self.path.glob(name)]: shutil.rmtree(p) if p.is_dir() else p.unlink()
-            self.write('recipe.json', asdict(recipe))            # last: until it is there, the folder is none of a run
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with self.locked():
+                for p in [p for name in FILES for p in self.path.glob(name)]: shutil.rmtree(p) if p.is_dir() else p.unlink()
+                self.write('recipe.json', asdict(recipe))        # last: until it is there, the folder is none of a run
+        except OSError as e: raise OSError(f"{self.path} cannot be written ({e.strerror or e}): expected a folder for the run, or a place and room to make one; choose another --out") from None
         return self
 
     def vacant(self, overwrite=False):
         "Refuse a folder that holds something, unless it is a run to overwrite."
-        if self.path.is_file(): raise ValueError(f"{self.path} is a file: expected a folder for the run")
+        for p in (self.path, *self.path.parents):
+            if p.is_file(): raise ValueError(f"{self.path}{'' if p == self.path else f': {p}'} is a file: expected a folder for the run")
         if not self.path.is_dir() or all(p.name == '.lock' or p.name.startswith('.recipe.json.') for p in self.path.iterdir()): return
-        if not overwrite: raise ValueError(f"{self.path} exists: choose another --out, or use --overwrite, or --resume {self.path}")
+        if not overwrite: raise ValueError(f"{self.path} exists: choose another --out, or use --overwrite, or --resume {shlex.quote(str(self.path))}")
         if not self.exists(self.path): raise ValueError(f"{self.path} is not a run, so --overwrite does not touch it: choose another --out")
 
     @staticmethod
@@ -68,7 +71,8 @@ class Run:
         try: saved = json.loads((self.path/'recipe.json').read_text())
         except ValueError: saved = None
         if not isinstance(saved, dict): raise ValueError(f"{self.path/'recipe.json'} is not a recipe in JSON")
-        return recipe(saved.pop('data', 'digits'), **saved)
+        try: return recipe(saved.pop('data', 'digits'), **saved)
+        except (ValueError, TypeError, AttributeError) as e: raise ValueError(f"{self.path/'recipe.json'}: {e}") from None
 
     def write(self, name, content):
         "Write a JSON file in one move."
@@ -86,8 +90,9 @@ class Run:
     def lines(self, skipped=False):
         "The lines of the log so far; with `skipped`, also those of steps whose loss was not finite."
         f, out = self.path/'log.jsonl', []
-        for l in f.read_text().splitlines() if f.exists() else ():
-            with contextlib.suppress(ValueError): out.append(json.loads(l))          # a line that was cut off
+        for l in f.read_text(errors='replace').splitlines() if f.exists() else ():
+            with contextlib.suppress(ValueError, RecursionError): out.append(json.loads(l))      # a line that was cut off, or damaged
+        out = [l for l in out if isinstance(l, dict) and type(l.get('step')) is int]
         return [l for l in out if skipped or not l.get('skipped')]
 
     def cut(self, step):
@@ -103,6 +108,13 @@ class Run:
         with contextlib.suppress(OSError):                           # each line was flushed, and its failure said
             if log: log.close()
 
+    def reached(self):
+        "The step that the log or the record of the training tells of."
+        with contextlib.suppress(OSError, ValueError, AttributeError, TypeError, OverflowError): return max(int(json.loads((self.path/'metrics.json').read_text()).get('step') or 0), self._logged())
+        return self._logged()
+
+    def _logged(self): return max((l['step'] + 1 for l in self.lines()), default=0)
+
     def check(self, recipe):
         "Errors of a resume, before anything is changed."
         good = self.checkpoints.last() or self.checkpoints.load()            # which raises if all are bad
@@ -116,7 +128,7 @@ class Run:
 
     def __repr__(self): return f"Run({str(self.path)!r}: {', '.join(sorted(p.name for p in self.path.glob('[!.]*'))) or 'empty'})"
 
-# %% ../nbs/13_runs.ipynb #f7ee373e
+# %% ../nbs/13_runs.ipynb #ea69a877
 class Keeper:
     "What a run keeps of its method: the state and the step, written on the way and restored at the start."
     def __init__(self, method, opt, recipe, run, team, data):
@@ -201,13 +213,13 @@ class Keeper:
 
     def _before(self, state):
         older = self.run.checkpoints.load(before=state['step'])
-        if older is None: raise ValueError(f"no checkpoint in {self.run.checkpoints.folder} can be read")
+        if older is None: raise ValueError(f"no checkpoint in {self.run.checkpoints.folder} can be read: put a good copy of one back, or start anew with --overwrite")
         return older
 
     def _none(self):
-        lines = [] if self.team.rank else self.run.lines()
-        reached = lines[-1]['step'] + 1 if lines else 0
-        if reached >= 2*self.recipe.checkpoint_every: raise ValueError(f"{self.run.path}: its log reaches step {reached}, but its checkpoints are gone: put them back, or start anew with --overwrite")
+        reached, path = 0 if self.team.rank else self.run.reached(), self.run.path
+        ended = not self.team.rank and (path/'model.safetensors').exists()
+        if ended or reached >= 2*self.recipe.checkpoint_every: raise ValueError(f"{path}: {'it has a trained model' if ended else f'its log reaches step {reached}'}, but its checkpoints are gone: put them back, or start anew with --overwrite")
         if reached: warnings.warn(f"{self.run.path}: there is no checkpoint for the {reached} steps of its log; starting again at step 0")
         return 0
 
@@ -229,7 +241,7 @@ class Keeper:
         if not self.run or self.team.rank: return
         with contextlib.suppress(OSError) if kind else self._disk(): self.run.checkpoints.wait()
 
-# %% ../nbs/13_runs.ipynb #9f1789cb
+# %% ../nbs/13_runs.ipynb #5b9e053c
 def save_model(
     method: nn.Module, # what to save
     recipe: Recipe, # what it was built from
@@ -239,7 +251,11 @@ def save_model(
     pre = method.preprocess
     meta = dict(size=pre.size, channels=pre.channels, mean=pre.mean.flatten().tolist(), std=pre.std.flatten().tolist())
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in method.state_dict().items()}
-    with moved(Path(path)) as tmp: save_file(tensors, tmp, {'jepa_lit': jepa_lit.__version__, 'recipe': json.dumps(asdict(recipe)), 'preprocess': json.dumps(meta)})
+    with moved(Path(path)) as tmp:
+        tmp.touch(); mode = tmp.stat().st_mode                 # what other files get: safetensors makes its own for the owner alone
+        try: save_file(tensors, tmp, {'jepa_lit': jepa_lit.__version__, 'recipe': json.dumps(asdict(recipe)), 'preprocess': json.dumps(meta)})
+        except SafetensorError as e: raise OSError(f"{path} cannot be written ({str(e).splitlines()[0]})") from None
+        tmp.chmod(mode)
 
 # %% ../nbs/13_runs.ipynb #d21c91a2
 def load_model(
@@ -260,13 +276,13 @@ def load_model(
     except RuntimeError as e: raise ValueError(f"{path} does not fit its own recipe: {str(e).splitlines()[-1].strip()}") from None
     return method.eval(), made
 
-# %% ../nbs/13_runs.ipynb #4fe3d8ad
+# %% ../nbs/13_runs.ipynb #db863f00
 def load_run(
     run, # the folder of a finished run
 ) -> nn.Module: # the method with its preprocessing, in evaluation mode
     "The trained model of a run; `embed(images)` takes uint8 images of any size."
     path = Run.open(run).path/'model.safetensors'
-    if not path.exists(): raise FileNotFoundError(f"{run} has no model yet: finish it with --resume {run}")
+    if not path.exists(): raise FileNotFoundError(f"{run} has no model yet: finish it with --resume {shlex.quote(str(run))}")
     return load_model(path)[0]
 
 # %% ../nbs/13_runs.ipynb #da3f02e3

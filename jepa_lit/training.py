@@ -7,8 +7,8 @@ __all__ = ['schedule', 'param_groups', 'ordered', 'stream', 'reseed', 'fit', 'Al
            'gradients', 'Finite', 'watch', 'Teller', 'describe', 'device', 'precision', 'ready', 'own_folder',
            'interruptible']
 
-# %% ../nbs/13_training.ipynb #f9b5da9f
-import contextlib, functools, math, os, random, shutil, signal, threading, time, warnings
+# %% ../nbs/13_training.ipynb #d699ca32
+import contextlib, functools, math, os, random, shlex, shutil, signal, threading, time, warnings
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -42,7 +42,7 @@ def param_groups(
     return [dict(params=[p for p in ps if p.ndim > 1], weight_decay=weight_decay),
             dict(params=[p for p in ps if p.ndim < 2], weight_decay=0.)]
 
-# %% ../nbs/13_training.ipynb #067f3110
+# %% ../nbs/13_training.ipynb #7511edad
 def ordered(
     data, # Images or Files
     batch: int, # images a step
@@ -52,7 +52,7 @@ def ordered(
     rows = None, # batch -> (start, stop): the rows to read of each batch; all of them by default
 ): # yields uint8 (b c h w), one batch a step, for ever
     "A shuffled epoch after another; an image that cannot be read is replaced by one of its batch."
-    per_epoch, (first, last) = len(data)//batch, rows(batch) if rows else (0, batch)
+    per_epoch, (first, last), lost = len(data)//batch, rows(batch) if rows else (0, batch), None
     if not per_epoch: raise ValueError(f"a batch of {batch} is larger than the data, {len(data)} images: use --batch {max(2, len(data)//2)} or less")
     while True:
         epoch, i = divmod(start, per_epoch)
@@ -60,10 +60,16 @@ def ordered(
         order = order[:per_epoch*batch].view(-1, batch)[i:, first:last]
         source = batches(data, order.flatten(), last - first, workers)
         for wanted in order:
-            pixels, good = next(source, (None, wanted[:0]))
-            if not len(good) or not torch.isin(good, wanted).all(): raise ValueError(f"none of the {len(wanted)} images of a batch can be read (first: {data.name(int(wanted[0]))})")
+            try: pixels, good = next(source, (None, wanted[:0]))
+            except ValueError: good = wanted[:0]                                        # nothing was read since the start
+            bad = wanted[~torch.isin(wanted, good)]
+            if len(bad) == len(wanted): raise ValueError(f"none of the {len(wanted)} images of a batch can be read (first: {_path(data, bad[0])}): is its disk there?")
+            if len(bad) and lost is None: lost = bad[0]; warnings.warn(f"{_path(data, lost)} cannot be read: another image of its batch takes its place, as for any more that follow", stacklevel=2)
             yield pixels[torch.arange(len(wanted)) % len(good)] if len(good) < len(wanted) else pixels
         start = (epoch + 1)*per_epoch
+
+# %% ../nbs/13_training.ipynb #65b4d24d
+def _path(data, i): return str(data.paths[int(i)]) if hasattr(data, 'paths') else data.name(int(i))
 
 # %% ../nbs/13_training.ipynb #1df91bb1
 def stream(
@@ -115,7 +121,7 @@ def reseed(
     random.seed(seed); np.random.seed(seed % 2**32); torch.default_generator.manual_seed(seed)   # `torch.manual_seed` would take 0.3 ms where CUDA is not in use
     if place.type != 'cpu': getattr(torch, place.type).manual_seed(seed)
 
-# %% ../nbs/13_training.ipynb #209d0217
+# %% ../nbs/13_training.ipynb #6b3c71ad
 def fit(
     method: nn.Module, # has prepare(images, generator), forward(batch) -> (loss, logs), after_step(step) and embed(images)
     data, # Images or Files to train on
@@ -134,7 +140,7 @@ def fit(
         keep, finite = Keeper(method, opt, recipe, run, team, data), Finite(method, recipe, run)
         start = step = keep.restore()
         tell, began = Teller(method, opt, data, recipe, run, progress, team, probe, start), time.time()
-        source = stream(data, recipe.batch, recipe.seed, start, recipe.workers, team.split if rows else None)
+        source = _advised(stream(data, recipe.batch, recipe.seed, start, recipe.workers, team.split if rows else None), run)
         with contextlib.closing(source), tell, keep:
             while step < recipe.steps:
                 rates(opt, recipe, step); finite.remember()
@@ -379,10 +385,18 @@ def ready(
         for m, check in looks.items(): m.check = check
         for m in parts: m._compiled_call_impl = None            # what comes after training has other shapes
 
-# %% ../nbs/13_training.ipynb #acbbf9c4
+# %% ../nbs/13_training.ipynb #57e1fcfc
 def own_folder(run, team):
     "The lock of the run's folder, for the process that writes."
     return run.locked() if run and not team.rank else contextlib.nullcontext()
+
+def _advised(source, run):
+    "The batches of a source; its errors say where the last good weights are"
+    try: yield from source
+    except ValueError as e:
+        if not run: raise
+        with contextlib.suppress(OSError): run.checkpoints.wait()
+        raise ValueError(f"{e}{run.advice()}" + (f"; go on with: jepa_lit_train --resume {shlex.quote(str(run.path))}" if run.checkpoints.last() else '')) from None
 
 # %% ../nbs/13_training.ipynb #e177007f
 @contextlib.contextmanager

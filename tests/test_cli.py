@@ -149,7 +149,8 @@ def test_programs_answer(start):
     ('--recipe nofile.toml', 'recipe file nofile.toml not found'), ('--recipe bad.toml', 'bad.toml is not TOML'), ('--recipe key.toml', 'key.toml: unknown recipe key \'lamda\': did you mean lamb'), ('--recipe kind.toml', 'kind.toml: recipe key lr expects float'),
     ('--recipe imagenet_ijepa', 'did you mean imagenet_ijepa_vith14'), ('--recipe imagenet_ijepa_vith14 --method lejepa', 'is for method ijepa'), ('--recipe imagenet_lejepa_vitl14', 'root'), ('--data imagenet_lejepa_vitl14', 'unknown data set'),
     ('--set steps=1.5', 'expects int'), ('--set compile=maybe', 'true or false'), ('--set backbone=resnet19', 'did you mean resnet18'), ('--set backbone=vit_tiny patch=7', 'divisible by the patch size 7'), ('--set on_full=go', 'did you mean go on'), ('--shard', 'jepa_lit_launch'),
-    ('--resume auto --overwrite', 'choose one'), ('--resume text --out r', 'leave --out away'), ('--resume auto --out file.txt', 'is a file')])
+    ('--resume auto --overwrite', 'choose one'), ('--resume text --out r', 'leave --out away'), ('--resume auto --out file.txt', 'is a file'), ('--out file.txt/sub', 'file.txt is a file: expected a folder'),
+    ('--minutes nan', 'finite number'), ('--minutes -1', 'got -1'), ('--minutes inf', 'finite number'), ('--seed 99999999999999999999', 'below 2**63'), ('--set weight_decay=inf', 'finite')])
 def test_bad_input(run, tmp_path, words, expected):
     (tmp_path/'empty').mkdir(); (tmp_path/'file.txt').write_text('x')
     for name, text in dict(bad='lr =', key='lamda = 0.1', kind='lr = "fast"').items(): (tmp_path/f'{name}.toml').write_text(text)
@@ -186,7 +187,7 @@ def test_damaged_run(run, bare, tmp_path, damage):
 def bare(monkeypatch):
     "Training without the evaluation at its end, for tests of what comes before"
     from jepa_lit import cli
-    monkeypatch.setattr(cli, 'finish', lambda run, method, recipe, *a: cli.save_model(method, recipe, run.path/'model.safetensors'))
+    monkeypatch.setattr(cli, 'finish', lambda *a: None)
 
 
 def steps(folder): return [json.loads(l)['step'] for l in (folder/'log.jsonl').read_text().splitlines()]
@@ -299,7 +300,9 @@ def test_plot(run, bare, tmp_path):
     from jepa_lit.cli import compare_figure
     labels = compare_figure(['a', 'b', 'c']).axes[0].get_legend_handles_labels()[1]
     assert labels == ['a (lamb=0.01)', 'b (lamb=0.5)', 'c (lamb=0.01)']
-    for words, said in ((['a', 'nothing'], 'not a run'), (['a', '--out', 'x.odd'], 'odd'), ([], 'required')):
+    assert 'in m.png' in run('jepa_lit_plot', 'a', '--out', 'm')[1] and (tmp_path/'m.png').exists()
+    (tmp_path/'file').write_text('x')
+    for words, said in ((['a', 'nothing'], 'not a run'), (['a', '--out', 'x.odd'], 'odd'), (['a', '--out', 'file/q.png'], 'file/q.png cannot be written'), ([], 'required')):
         code, out, err = run('jepa_lit_plot', *words)
         assert code == 2 and said in err and len(err.splitlines()) == 1, err
 
@@ -326,3 +329,23 @@ def test_two_processes(start, tmp_path):
     split = start('jepa_lit_launch', '--nproc', 2, '--', 'jepa_lit_train', *words, '--shard', '--out', 'spread'); out, err = split.communicate(timeout=300)
     c = [json.loads(l) for l in (tmp_path/'spread/log.jsonl').read_text().splitlines()]
     assert split.returncode == 0 and len(c) == 6 and abs(a[0]['loss'] - c[0]['loss']) < 1e-3*a[0]['loss'], err
+
+
+def test_a_reader_that_goes_away(bare, tmp_path, monkeypatch):
+    "`| head -1`: nothing more is printed, and the work is done"
+    from jepa_lit import cli
+    read, write = os.pipe(); os.close(read)
+    monkeypatch.chdir(tmp_path)
+    with os.fdopen(write, 'w', buffering=1) as out:
+        monkeypatch.setattr(sys, 'stdout', out)
+        assert cli.run_command(cli.jepa_lit_train.__wrapped__, [*TINY, '--out', 'a run', '--minutes', '0']) == 0
+    assert (tmp_path/'a run/model.safetensors').exists()
+
+
+def test_resume_command_is_quoted(run, bare, tmp_path):
+    code, out, err = run('jepa_lit_train', *TINY, '--out', 'a run', '--minutes', 0)
+    assert code == 0 and "--resume 'a run'" in out, err
+    (tmp_path/'a run/model.safetensors').unlink()
+    for name in ('jepa_lit_probe', 'jepa_lit_embed'): assert "jepa_lit_train --resume 'a run'" in run(name, 'a run')[2]
+    for p in (tmp_path/'a run/checkpoints').glob('step-*.pt'): p.write_bytes(b'')
+    assert 'start anew with --overwrite' in run('jepa_lit_train', '--resume', 'a run')[2]

@@ -139,12 +139,23 @@ def test_files_that_vanish(workers, files):
     a = [next(whole) for _ in range(4)]
     for p in files.paths[::7]: os.unlink(p)
     Path(files.paths[1]).write_bytes(b'no image')
-    b = [next(source) for _ in range(4)]
+    with pytest.warns(UserWarning, match='another image of its batch') as said: b = [next(source) for _ in range(4)]
+    assert len(said) == 1 and any(p in str(said[0].message) for p in files.paths)              # once, at the first
     assert [x.shape for x in b] == [x.shape for x in a] and 0 < len(files.skipped) <= 11
     good = {x.numpy().tobytes() for x in torch.cat(a)}
     assert all(x.numpy().tobytes() in good for x in torch.cat(b))
     for p in files.paths: Path(p).unlink(missing_ok=True)
-    with pytest.raises(ValueError, match='none of'): [next(source) for _ in range(9)]
+    with pytest.raises(ValueError, match=f'none of the 32 images.*{Path(files.paths[0]).parent}'): [next(source) for _ in range(9)]
+    with pytest.raises(ValueError, match=f'none of the 32 images.*{Path(files.paths[0]).parent}'): next(stream(files, 32, workers=workers))
+
+def test_a_disk_that_vanishes(files, tmp_path):
+    "The error of a run tells where the weights are, and how to go on"
+    def gone():
+        for p in files.paths: Path(p).unlink()
+    made = replace(small, batch=8, checkpoint_every=2, watch_every=0, probe_every=1); run = Run.create(tmp_path/'a run', made)
+    with pytest.raises(ValueError, match="images.*the last good checkpoint is .*step-00000004.*go on with: jepa_lit_train --resume '.*a run'") as e:
+        fit(build(made, 32, *normalisation(files)), files, made, run, progress=False, probe=after(4, gone))
+    assert '\n' not in str(e.value)
 
 def test_a_worker_is_killed_during_training(files):
     "The run goes on, to the same weights"
@@ -381,3 +392,49 @@ def test_accumulation(unchecked):
 def test_ijepa_recipes_that_are_refused(words, said, unchecked):
     with pytest.raises(ValueError, match=said) as e: recipe('digits', **{'method': 'ijepa', **words})
     assert '\n' not in str(e.value)
+
+
+def test_a_damaged_log_spoils_only_its_lines(tmp_path):
+    run = Run.create(tmp_path/'run', small)
+    fit(fresh(), data, replace(small, steps=3), run, progress=False)
+    with open(run.path/'log.jsonl', 'ab') as f: f.write(b'{"step": 3, "loss": \xff}\n\xff\n[1, 2]\n7\nnull\n{"loss": 1}\n{"step": "4"}\n' + b'['*100000)
+    assert [l['step'] for l in run.lines(skipped=True)] == [0, 1, 2]
+    assert fit(fresh(), data, small, run, progress=False)['started_at'] == 3 and [l['step'] for l in run.lines()] == list(range(8))
+
+
+@pytest.mark.parametrize('left, said', [('model.safetensors', 'has a trained model'), ('metrics.json', 'reaches step 8')])
+def test_a_run_without_log_and_checkpoints_does_not_begin_anew(left, said, tmp_path, unchecked):
+    run = Run.create(tmp_path/'run', small)
+    if left == 'metrics.json': run.write(left, dict(status='done', step=8))
+    else: save_model(fresh(), small, run.path/left)
+    before = (run.path/left).read_bytes()
+    with pytest.raises(ValueError, match=f'{said}, but its checkpoints are gone.*--overwrite') as e: fit(fresh(), data, small, run, progress=False)
+    assert '\n' not in str(e.value) and (run.path/left).read_bytes() == before
+
+
+def test_other_records_do_not_hinder_a_start(tmp_path):
+    for i, text in enumerate((b'{', b'[]', b'\xff', b'{"step": null}', b'{"step": "x"}', b'{"step": Infinity}')):
+        run = Run.create(tmp_path/str(i), small); (run.path/'metrics.json').write_bytes(text)
+        assert run.reached() == 0
+
+
+def test_model_file_has_the_mode_of_the_others(tmp_path):
+    old = os.umask(0o027)
+    try: save_model(fresh(), small, tmp_path/'model.safetensors')
+    finally: os.umask(old)
+    assert (tmp_path/'model.safetensors').stat().st_mode & 0o777 == 0o640
+
+
+def test_errors_of_a_folder_name_it(tmp_path, unchecked, monkeypatch):
+    (tmp_path/'file').write_text('x'); (tmp_path/'a run').mkdir(); (tmp_path/'a run/x').write_text('x')
+    for path, said in ((tmp_path/'file/sub/run', 'file is a file: expected a folder'), (tmp_path/'a run', "--resume '.*a run'")):
+        with pytest.raises(ValueError, match=said): Run.create(path, small)
+    def full(*_): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(os, 'fsync', full)
+    with pytest.raises(OSError, match='new cannot be written .No space left on device.: expected'): Run.create(tmp_path/'new', small)
+    with pytest.raises(OSError, match='No space left on device: .*model.safetensors'): save_model(fresh(), small, tmp_path/'model.safetensors')
+
+
+def test_recipe_of_a_run_with_an_unknown_key(tmp_path, unchecked):
+    run = Run.create(tmp_path/'run', small); (run.path/'recipe.json').write_text('{"data": "digits", "lamda": 1}')
+    with pytest.raises(ValueError, match=r"recipe\.json: unknown recipe key 'lamda': did you mean lamb"): run.recipe
