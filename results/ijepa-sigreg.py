@@ -6,58 +6,112 @@ the training part and are probed on the last fifth; the test part is not touched
 it ends; an arm that is there already is run again only when it is named. Seven of the nine were run, on cores that were shared with
 other programs: the wall times are those of a busy machine.
 """
+
 import json, sys, tempfile, time
 from pathlib import Path
 import torch
-from jepa_lit.cli import splits_of
+from jepa_lit.commands import splits_of
 from jepa_lit.collapse import health
-from jepa_lit.data import normalisation
-from jepa_lit.ijepa import IJEPA, baselines, standardise
+from jepa_lit.data import channel_statistics
+from jepa_lit.ijepa import IJEPA, baselines, standardize
 from jepa_lit.patches import take
 from jepa_lit.probes import few_label, knn, linear
 from jepa_lit.sigreg import SIGReg
 from jepa_lit.training import Run, build, fit, recipe, record
 
-STEPS, FILE = 1500, Path(__file__).with_suffix('')/'metrics.json'
-ARMS = {'EMA': {}, 'no EMA': dict(still=True), 'no EMA + SIGReg 0.05': dict(still=True, weight=.05),
-        'no EMA, no stop': dict(still=True, stop=False), 'no EMA, no stop + SIGReg 0.05': dict(still=True, stop=False, weight=.05),
-        'no EMA + SIGReg 0.2': dict(still=True, weight=.2), 'no EMA + SIGReg 0.01': dict(still=True, weight=.01),
-        'EMA + SIGReg 0.05': dict(weight=.05), 'no EMA, no stop + SIGReg 0.2': dict(still=True, stop=False, weight=.2)}
+STEPS, FILE = 1500, Path(__file__).with_suffix('') / 'metrics.json'
+ARMS = {
+    'EMA': {},
+    'no EMA': dict(still=True),
+    'no EMA + SIGReg 0.05': dict(still=True, weight=0.05),
+    'no EMA, no stop': dict(still=True, stop=False),
+    'no EMA, no stop + SIGReg 0.05': dict(still=True, stop=False, weight=0.05),
+    'no EMA + SIGReg 0.2': dict(still=True, weight=0.2),
+    'no EMA + SIGReg 0.01': dict(still=True, weight=0.01),
+    'EMA + SIGReg 0.05': dict(weight=0.05),
+    'no EMA, no stop + SIGReg 0.2': dict(still=True, stop=False, weight=0.2),
+}
+
 
 class Open(IJEPA):
     "I-JEPA whose targets are the encoder's own features, with their gradient"
+
     def target_of(self, x, masks):
-        h = standardise(self.encoder(x))
+        h = standardize(self.encoder(x))
         return take(h, masks.targets), baselines(h.detach(), masks.targets, self.rho)
+
 
 @torch.no_grad()
 def look(method, splits, probe):
     "Health of the held-out embeddings, where the variance of the patches' features lies, and on request the probes, in percent"
     method.eval()
-    b, tokens = method.embed(splits.test.pixels), method.target(method.preprocess(splits.test.pixels)).double()
-    centred = tokens - tokens.mean(0)                                   # what is left when each position's mean is known
-    total, left = (tokens - tokens.mean((0, 1))).square().mean(), centred.square().mean()
-    out = dict(health(b), position_share=round(float(1 - left/total), 4), within_share=round(float((centred - centred.mean(1, keepdim=True)).square().mean()/left), 4))
-    if not probe: return out
-    data = [f(s) for s in (splits.train, splits.test) for f in (lambda s: method.embed(s.pixels), lambda s: s.labels)]
-    return out | {'knn': round(100*knn(*data), 2), 'linear': round(100*linear(*data), 2), 'linear_10': round(100*few_label(*data)[0], 2)}
+    b, tokens = (
+        method.embed(splits.test.pixels),
+        method.target(method.preprocess(splits.test.pixels)).double(),
+    )
+    centered = tokens - tokens.mean(0)  # what is left when each position's mean is known
+    total, left = (tokens - tokens.mean((0, 1))).square().mean(), centered.square().mean()
+    out = dict(
+        health(b),
+        position_share=round(float(1 - left / total), 4),
+        within_share=round(float((centered - centered.mean(1, keepdim=True)).square().mean() / left), 4),
+    )
+    if not probe:
+        return out
+    data = [
+        f(s)
+        for s in (splits.train, splits.test)
+        for f in (lambda s: method.embed(s.pixels), lambda s: s.labels)
+    ]
+    return out | {
+        'knn': round(100 * knn(*data), 2),
+        'linear': round(100 * linear(*data), 2),
+        'linear_10': round(100 * few_label(*data)[0], 2),
+    }
 
-def arm(name, still=False, stop=True, weight=0., seed=0):
-    changes = dict(momentum=(0., 0.)) if still else {}
-    made, began = recipe('digits', method='ijepa', seed=seed, steps=STEPS, threads=1, validate=True, watch_every=0, probe_every=100, **changes), time.time()
+
+def arm(name, still=False, stop=True, weight=0.0, seed=0):
+    changes = dict(momentum=(0.0, 0.0)) if still else {}
+    made, began = (
+        recipe(
+            'digits',
+            method='ijepa',
+            seed=seed,
+            steps=STEPS,
+            threads=1,
+            validate=True,
+            watch_every=0,
+            probe_every=100,
+            **changes,
+        ),
+        time.time(),
+    )
     splits = splits_of(made)
-    method = build(made, 32, *normalisation(splits.train))
-    if not stop: method.__class__ = Open
-    if weight: method.regulariser, method.weight = SIGReg(256, seed=seed), weight
+    method = build(made, 32, *channel_statistics(splits.train))
+    if not stop:
+        method.__class__ = Open
+    if weight:
+        method.regularizer, method.weight = SIGReg(256, seed=seed), weight
     looks = [dict(step=0, **look(method, splits, True))]
-    def probe(method, step): looks.append(dict(step=step + 1, **look(method, splits, (step + 1) % 500 == 0))); return {}
+
+    def probe(method, step):
+        looks.append(dict(step=step + 1, **look(method, splits, (step + 1) % 500 == 0)))
+        return {}
+
     with tempfile.TemporaryDirectory() as tmp:
-        run = Run.create(Path(tmp)/'run', made)
+        run = Run.create(Path(tmp) / 'run', made)
         fit(method, splits.train, made, run, progress=False, probe=probe)
         lines = run.lines()
-    keys = ('step', 'loss', 'prediction', 'regulariser', 'zero', 'feature_mean', 'position_mean')
-    return dict(momentum=list(made.momentum), stop_gradient=stop, weight=weight, record=record(made, began), looks=looks,
-                curve=[{k: round(l[k], 5) for k in keys if k in l} for l in lines[::10]])
+    keys = ('step', 'loss', 'prediction', 'regularizer', 'zero', 'feature_mean', 'position_mean')
+    return dict(
+        momentum=list(made.momentum),
+        stop_gradient=stop,
+        weight=weight,
+        record=record(made, began),
+        looks=looks,
+        curve=[{k: round(l[k], 5) for k in keys if k in l} for l in lines[::10]],
+    )
+
 
 if __name__ == '__main__':
     torch.set_num_threads(1)
@@ -65,4 +119,6 @@ if __name__ == '__main__':
     done = json.loads(FILE.read_text()) if FILE.exists() else {}
     for name in sys.argv[1:] or [a for a in ARMS if a not in done]:
         done[name] = arm(name, **ARMS[name])
-        FILE.write_text('{\n' + ',\n'.join(f' {json.dumps(k)}: {json.dumps(v)}' for k, v in done.items()) + '\n}\n')         # an arm a line
+        FILE.write_text(
+            '{\n' + ',\n'.join(f' {json.dumps(k)}: {json.dumps(v)}' for k, v in done.items()) + '\n}\n'
+        )  # an arm a line

@@ -5,46 +5,107 @@ mean pooling. The test part is not touched. A line in ijepa-trials.jsonl holds t
 target encoder, their health, and the loss beside its baselines every 20 steps. Those that begin with `early` and `short` came first.
 Some of the trials named here were never run; the file says which were.
 """
+
 import json, sys, tempfile, time
 from pathlib import Path
 import torch
-from jepa_lit.cli import splits_of
+from jepa_lit.commands import splits_of
 from jepa_lit.collapse import health
-from jepa_lit.data import normalisation
+from jepa_lit.data import channel_statistics
 from jepa_lit.probes import few_label, linear
 from jepa_lit.training import Run, build, fit, recipe
 
 STEPS = 4000
 TRIALS = dict(
-    base={}, published=dict(patch_std=.02), std15=dict(patch_std=.15), std6=dict(patch_std=.6), batch64=dict(batch=64, steps=2000), batch128=dict(batch=128, steps=1000),
-    lr1=dict(lr=1e-3), lr25=dict(lr=2.5e-4), momentum99=dict(momentum=(.99, 1.)), momentum9995=dict(momentum=(.9995, 1.)), still=dict(momentum=(1., 1.)),
-    shift=dict(views='shift'), raw=dict(normalise=False), l2=dict(loss='l2'), context=dict(max_context=None), first=dict(cut='first'), shared=dict(shared_context=True),
-    wide=dict(predictor_width=96, predictor_heads=3), deep=dict(predictor_depth=4), small=dict(target_scale=(.05, .1)), large=dict(target_scale=(.2, .3)),
-    one=dict(n_targets=1), random=dict(masks='random'), block=dict(masks='block'), pixels=dict(targets='pixels'), before=dict(targets='before'))
+    base={},
+    published=dict(patch_std=0.02),
+    std15=dict(patch_std=0.15),
+    std6=dict(patch_std=0.6),
+    batch64=dict(batch=64, steps=2000),
+    batch128=dict(batch=128, steps=1000),
+    lr1=dict(lr=1e-3),
+    lr25=dict(lr=2.5e-4),
+    momentum99=dict(momentum=(0.99, 1.0)),
+    momentum9995=dict(momentum=(0.9995, 1.0)),
+    still=dict(momentum=(1.0, 1.0)),
+    shift=dict(views='shift'),
+    raw=dict(normalize=False),
+    l2=dict(loss='l2'),
+    context=dict(max_context=None),
+    first=dict(cut='first'),
+    shared=dict(shared_context=True),
+    at_least_float32=dict(predictor_width=96, predictor_heads=3),
+    deep=dict(predictor_depth=4),
+    small=dict(target_scale=(0.05, 0.1)),
+    large=dict(target_scale=(0.2, 0.3)),
+    one=dict(n_targets=1),
+    random=dict(masks='random'),
+    block=dict(masks='block'),
+    pixels=dict(targets='pixels'),
+    before=dict(targets='before'),
+)
 
-EARLY = dict(batch=64, patch_std=.15, steps=1200)            # where the search began
-TRIALS |= {'early': EARLY, **{f'early_{k}': EARLY | v for k, v in dict(shift=dict(views='shift'), shared=dict(shared_context=True), momentum996=dict(momentum=(.996, 1.)), std25=dict(patch_std=.25)).items()},
-           'short': dict(steps=1500), 'short_published': dict(steps=1500, patch_std=.02)}
+EARLY = dict(batch=64, patch_std=0.15, steps=1200)  # where the search began
+TRIALS |= {
+    'early': EARLY,
+    **{
+        f'early_{k}': EARLY | v
+        for k, v in dict(
+            shift=dict(views='shift'),
+            shared=dict(shared_context=True),
+            momentum996=dict(momentum=(0.996, 1.0)),
+            std25=dict(patch_std=0.25),
+        ).items()
+    },
+    'short': dict(steps=1500),
+    'short_published': dict(steps=1500, patch_std=0.02),
+}
+
 
 @torch.no_grad()
 def scores(method, splits):
     "Accuracies in percent and the health of the held-out embeddings"
     a, b = [method.eval().embed(s.pixels) for s in (splits.train, splits.test)]
     y, v = splits.train.labels, splits.test.labels
-    return {'all': round(100*linear(a, y, b, v), 2), '10 a class': round(100*few_label(a, y, b, v)[0], 2), **health(b)}
+    return {
+        'all': round(100 * linear(a, y, b, v), 2),
+        '10 a class': round(100 * few_label(a, y, b, v)[0], 2),
+        **health(b),
+    }
+
 
 def trial(name, seed=0, steps=STEPS, **changes):
-    made = recipe('digits', method='ijepa', seed=seed, steps=steps, threads=1, validate=True, watch_every=0, **changes)
+    made = recipe(
+        'digits', method='ijepa', seed=seed, steps=steps, threads=1, validate=True, watch_every=0, **changes
+    )
     splits = splits_of(made)
-    method, began = build(made, 32, *normalisation(splits.train)), time.time()
+    method, began = build(made, 32, *channel_statistics(splits.train)), time.time()
     before = scores(method, splits)
     with tempfile.TemporaryDirectory() as tmp:
-        run = Run.create(Path(tmp)/'run', made)
+        run = Run.create(Path(tmp) / 'run', made)
         result, lines = fit(method, splits.train, made, run, progress=False), run.lines()
-    curve = [{k: round(l[k], 5) for k in ('step', 'loss', 'prediction', 'zero', 'feature_mean', 'position_mean') if k in l} for l in lines[::20]]
-    return dict(name=name, seed=seed, steps=steps, changes=changes, untrained=before, trained=scores(method, splits),
-                images_per_second=result['images_per_second'], seconds=round(time.time() - began), curve=curve)
+    curve = [
+        {
+            k: round(l[k], 5)
+            for k in ('step', 'loss', 'prediction', 'zero', 'feature_mean', 'position_mean')
+            if k in l
+        }
+        for l in lines[::20]
+    ]
+    return dict(
+        name=name,
+        seed=seed,
+        steps=steps,
+        changes=changes,
+        untrained=before,
+        trained=scores(method, splits),
+        images_per_second=result['images_per_second'],
+        seconds=round(time.time() - began),
+        curve=curve,
+    )
+
 
 if __name__ == '__main__':
     torch.set_num_threads(1)
-    for name in sys.argv[1:] or TRIALS: print(json.dumps(trial(name, **TRIALS[name])), flush=True)
+    for name in sys.argv[1:] or TRIALS:
+        print(json.dumps(trial(name, **TRIALS[name])), flush=True)

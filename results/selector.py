@@ -1,4 +1,4 @@
-"""The grid behind the section on the loss as a selector in 14_probes: `python results/selector.py SEED ...`, from the root; twenty to thirty minutes a seed on one core.
+"""The grid behind the section on the loss as a selector in 21_probes: `python results/selector.py SEED ...`, from the root; twenty to thirty minutes a seed on one core.
 
 LeJEPA on the digits for every weight of SIGReg in LAMBDAS and every (global, local) number of views in VIEWS, all else by the
 recipe, but half as long: 160 steps of 64 images instead of 320. Each run trains on four fifths of the training part and is scored
@@ -9,22 +9,24 @@ that the file holds are not repeated.
 The probes are those of `jepa_lit_train`, but at C = 1 to save time. Besides there is `linear_folds`: five folds over all the training
 part's images, the fifth included. No label trained the encoder, and it judges on five times as many images, so that runs tie less.
 """
+
 import json, sys, tempfile, time
 from pathlib import Path
 import numpy as np, torch
 from sklearn.model_selection import StratifiedKFold
-from jepa_lit.cli import splits_of
+from jepa_lit.commands import splits_of
 from jepa_lit.collapse import health
-from jepa_lit.data import normalisation
-from jepa_lit.probes import few_label, knn, linear, regress, standardise
+from jepa_lit.data import channel_statistics
+from jepa_lit.probes import few_label, knn, linear, regress, standardize
 from jepa_lit.training import Run, build, fit, recipe, record
 
 STEPS = 160
-LAMBDAS = (.003, .01, .03, .1, .3, .6, .9)
+LAMBDAS = (0.003, 0.01, 0.03, 0.1, 0.3, 0.6, 0.9)
 VIEWS = ((2, 0), (4, 0), (2, 4), (8, 0))
 GRID = [(lamb, views) for views in VIEWS for lamb in LAMBDAS]
-GRID.sort(key=lambda g: (g[1] == (8, 0), g[0] in (.03, .6)))                          # a grid cut short is still a grid
-FILE = Path(__file__).with_suffix('')/'runs.jsonl'
+GRID.sort(key=lambda g: (g[1] == (8, 0), g[0] in (0.03, 0.6)))  # a grid cut short is still a grid
+FILE = Path(__file__).with_suffix('') / 'runs.jsonl'
+
 
 @torch.no_grad()
 def scores(method, splits):
@@ -32,26 +34,59 @@ def scores(method, splits):
     a, b = [method.eval().embed(s.pixels) for s in (splits.train, splits.test)]
     four = a, splits.train.labels, b, splits.test.labels
     z, y = torch.cat([a, b]), torch.cat(four[1::2]).numpy()
-    folds = [(regress(*_pair(z, y, i, j), 1.) == y[j]).mean() for i, j in StratifiedKFold(5, shuffle=True, random_state=0).split(y, y)]
-    found = dict(knn=knn(*four), linear=linear(*four, strengths=(1.,)), linear_10=few_label(*four, strengths=(1.,))[0], linear_folds=float(np.mean(folds)))
+    folds = [
+        (regress(*_pair(z, y, i, j), 1.0) == y[j]).mean()
+        for i, j in StratifiedKFold(5, shuffle=True, random_state=0).split(y, y)
+    ]
+    found = dict(
+        knn=knn(*four),
+        linear=linear(*four, strengths=(1.0,)),
+        linear_10=few_label(*four, strengths=(1.0,))[0],
+        linear_folds=float(np.mean(folds)),
+    )
     return {k: round(v, 4) for k, v in found.items()}, health(b)
 
+
 def _pair(z, y, i, j):
-    a, b = standardise(z[i], z[j])
+    a, b = standardize(z[i], z[j])
     return a, y[i], b
 
+
 def trial(lamb, views, seed):
-    made = recipe('digits', lamb=lamb, global_views=views[0], local_views=views[1], seed=seed, steps=STEPS, threads=1, validate=True, watch_every=0)
+    made = recipe(
+        'digits',
+        lamb=lamb,
+        global_views=views[0],
+        local_views=views[1],
+        seed=seed,
+        steps=STEPS,
+        threads=1,
+        validate=True,
+        watch_every=0,
+    )
     splits, began = splits_of(made), time.time()
-    method = build(made, 32, *normalisation(splits.train))
+    method = build(made, 32, *channel_statistics(splits.train))
     with tempfile.TemporaryDirectory() as tmp:
-        run = Run.create(Path(tmp)/'run', made)
+        run = Run.create(Path(tmp) / 'run', made)
         done, lines = fit(method, splits.train, made, run, progress=False), run.lines()
     found, state = scores(method, splits)
     last = {k: float(np.mean([l[k] for l in lines[-20:]])) for k in ('loss', 'prediction', 'sigreg')}
     curve = [{k: round(l[k], 5) for k in ('step', 'prediction', 'sigreg')} for l in lines[19::20]]
-    return dict(lamb=lamb, global_views=views[0], local_views=views[1], steps=made.steps, batch=made.batch, **last, probes=found, health=state,
-                images=[len(splits.train), len(splits.test)], **{k: done[k] for k in ('status', 'precision', 'seconds')}, **record(made, began), curve=curve)
+    return dict(
+        lamb=lamb,
+        global_views=views[0],
+        local_views=views[1],
+        steps=made.steps,
+        batch=made.batch,
+        **last,
+        probes=found,
+        health=state,
+        images=[len(splits.train), len(splits.test)],
+        **{k: done[k] for k in ('status', 'precision', 'seconds')},
+        **record(made, began),
+        curve=curve,
+    )
+
 
 if __name__ == '__main__':
     torch.set_num_threads(1)
@@ -60,7 +95,9 @@ if __name__ == '__main__':
     done = {key(json.loads(l)) for l in FILE.read_text().splitlines()} if FILE.exists() else set()
     for seed in map(int, sys.argv[1:] or '0'):
         for lamb, views in GRID:
-            if (seed, lamb, *views) in done: continue
+            if (seed, lamb, *views) in done:
+                continue
             line = trial(lamb, views, seed)
-            with open(FILE, 'a') as f: f.write(json.dumps(line) + '\n')
+            with open(FILE, 'a') as f:
+                f.write(json.dumps(line) + '\n')
             print(*key(line), line['loss'], line['probes'], line['wall_seconds'], flush=True)

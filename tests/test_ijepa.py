@@ -1,25 +1,33 @@
 "I-JEPA against the published numbers in tests/parity (outputs of that code, no code), and what would spoil chapter 06"
+
 import json
 from pathlib import Path
 import pytest, torch
 from safetensors import safe_open
 from jepa_lit.encoder import Preprocess, ViT
-from jepa_lit.ijepa import IJEPA, standardise
+from jepa_lit.ijepa import IJEPA, standardize
 from jepa_lit.masks import Masks, MultiBlock
 from jepa_lit.patches import take
 from jepa_lit.predictor import Predictor
 
-files = sorted((Path(__file__).parent/'parity').glob('ijepa_*.safetensors'))
+files = sorted((Path(__file__).parent / 'parity').glob('ijepa_*.safetensors'))
 close = dict(rtol=1e-5, atol=1e-5)
 
 
 def read(file):
     "The method with the file's weights, its batch, and the arrays to agree with"
-    with safe_open(file, 'pt') as f: t, c = {k: f.get_tensor(k) for k in f.keys()}, json.loads(f.metadata()['config'])
+    with safe_open(file, 'pt') as f:
+        t, c = {k: f.get_tensor(k) for k in f.keys()}, json.loads(f.metadata()['config'])
     encoder = ViT(c['img'], c['p'], c['dim'], c['depth'], c['heads'])
-    method = IJEPA(encoder, Predictor(encoder.grid, c['dim'], c['pdim'], c['pdepth'], c['heads']), momentum=(.99, .99))
-    for part, name in ((method.encoder, 'encoder.'), (method.predictor, 'predictor.'), (method.target.model, 'target_encoder.')):
-        part.load_state_dict({k[len(name):]: v for k, v in t.items() if k.startswith(name)})
+    method = IJEPA(
+        encoder, Predictor(encoder.grid, c['dim'], c['pdim'], c['pdepth'], c['heads']), momentum=(0.99, 0.99)
+    )
+    for part, name in (
+        (method.encoder, 'encoder.'),
+        (method.predictor, 'predictor.'),
+        (method.target.model, 'target_encoder.'),
+    ):
+        part.load_state_dict({k[len(name) :]: v for k, v in t.items() if k.startswith(name)})
     return method, (t['images'], Masks(t['context'], t['targets'])), t
 
 
@@ -44,20 +52,24 @@ def test_one_step(file):
 def test_five_steps(file):
     "SGD, each step followed by the average of weights"
     method, batch, t = read(file)
-    opt, losses = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], .1), []
+    opt, losses = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], 0.1), []
     for step in range(5):
         loss, _ = method(batch)
-        opt.zero_grad(); loss.backward(); opt.step(); method.after_step(step)
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+        method.after_step(step)
         losses.append(loss.detach())
     torch.testing.assert_close(torch.stack(losses), t['out.losses'], **close)
 
 
-def test_there_is_something_to_compare(): assert len(files) == 2
+def test_there_is_something_to_compare():
+    assert len(files) == 2
 
 
 def tiny(**options):
     torch.manual_seed(0)
-    encoder = ViT((16, 24), 4, 16, 2, 2, in_chans=1, patch_std=.2)
+    encoder = ViT((16, 24), 4, 16, 2, 2, in_chans=1, patch_std=0.2)
     return IJEPA(encoder, Predictor(encoder.grid, 16, 8, 1, 2), **options)
 
 
@@ -66,36 +78,51 @@ def tiny(**options):
 @pytest.mark.parametrize('shared', [False, True])
 def test_every_form_trains(cut, targets, shared):
     "Rectangular images, every cut, every kind of target, both predictors: finite, and gradients everywhere"
-    method = tiny(masks=MultiBlock((4, 6), cut=cut), targets=targets); method.predictor.shared_context = shared
-    batch = method.prepare(torch.randint(0, 256, (5, 1, 16, 24), dtype=torch.uint8), torch.Generator().manual_seed(1))
-    loss, _ = method(batch); loss.backward()
-    assert loss.isfinite() and all(p.grad is not None and p.grad.isfinite().all() for p in method.parameters() if p.requires_grad)
+    method = tiny(masks=MultiBlock((4, 6), cut=cut), targets=targets)
+    method.predictor.shared_context = shared
+    batch = method.prepare(
+        torch.randint(0, 256, (5, 1, 16, 24), dtype=torch.uint8), torch.Generator().manual_seed(1)
+    )
+    loss, _ = method(batch)
+    loss.backward()
+    assert loss.isfinite() and all(
+        p.grad is not None and p.grad.isfinite().all() for p in method.parameters() if p.requires_grad
+    )
     assert all(p.grad is None for p in method.target.parameters())
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float32])
 def test_autocast(dtype):
     "Under bfloat16 the loss stays float32 and near the exact one"
-    method = tiny(); batch = method.prepare(torch.randint(0, 256, (8, 1, 16, 24), dtype=torch.uint8), torch.Generator().manual_seed(1))
+    method = tiny()
+    batch = method.prepare(
+        torch.randint(0, 256, (8, 1, 16, 24), dtype=torch.uint8), torch.Generator().manual_seed(1)
+    )
     exact = method(batch)[0]
-    with torch.autocast('cpu', torch.bfloat16, enabled=dtype == torch.bfloat16): loss, _ = method(batch)
-    assert loss.dtype == torch.float32 and abs(loss - exact) < .02*exact
+    with torch.autocast('cpu', torch.bfloat16, enabled=dtype == torch.bfloat16):
+        loss, _ = method(batch)
+    assert loss.dtype == torch.float32 and abs(loss - exact) < 0.02 * exact
 
 
 def test_masks_are_shared_by_seed_and_step():
     "Pieces of one draw, as ranks take them, give the whole loss and its gradient"
-    method = tiny(); x, masks = method.prepare(torch.randint(0, 256, (6, 1, 16, 24), dtype=torch.uint8), torch.Generator().manual_seed(3))
+    method = tiny()
+    x, masks = method.prepare(
+        torch.randint(0, 256, (6, 1, 16, 24), dtype=torch.uint8), torch.Generator().manual_seed(3)
+    )
     whole = method.loss(x, masks)
-    parts = sum((b - a)/6*method.loss(x[a:b], masks.rows(a, b)) for a, b in ((0, 1), (1, 4), (4, 6)))
+    parts = sum((b - a) / 6 * method.loss(x[a:b], masks.rows(a, b)) for a, b in ((0, 1), (1, 4), (4, 6)))
     torch.testing.assert_close(parts, whole)
-    torch.testing.assert_close(sum(s*method(p)[0] for p, s in method.pieces((x, masks), 4)), whole)
+    torch.testing.assert_close(sum(s * method(p)[0] for p, s in method.microbatches((x, masks), 4)), whole)
 
 
 def test_saved_and_restored():
     a, b = tiny(), tiny()
     with torch.no_grad():
-        for p in a.parameters(): p.add_(.1)
-    a.after_step(0); b.load_state_dict(a.state_dict())
+        for p in a.parameters():
+            p.add_(0.1)
+    a.after_step(0)
+    b.load_state_dict(a.state_dict())
     images = torch.randint(0, 256, (3, 1, 16, 24), dtype=torch.uint8)
     assert torch.equal(a.embed(images), b.embed(images)) and a.embed(images, 2).shape == (3, 64)
     assert not torch.equal(a.embed(images), tiny().embed(images))
@@ -103,11 +130,16 @@ def test_saved_and_restored():
 
 def test_preprocess_and_augment():
     "Bytes of another size and channel count are brought to the model's"
-    method = tiny(preprocess=Preprocess(None, [.5], [.25]), augment=lambda images, generator: images.float().div(255).flip(-1))
+    method = tiny(
+        preprocess=Preprocess(None, [0.5], [0.25]),
+        augment=lambda images, generator: images.float().div(255).flip(-1),
+    )
     x, masks = method.prepare(torch.randint(0, 256, (2, 1, 16, 24), dtype=torch.uint8), torch.Generator())
     assert x.shape == (2, 1, 16, 24) and -2 <= x.min() and x.max() <= 2 and masks.context.shape[0] == 2
 
 
 def test_targets_are_constants():
     h = torch.randn(2, 24, 16)
-    assert torch.allclose(take(standardise(h), torch.tensor([[[3], [7]]])).mean(), torch.tensor(0.), atol=1e-6)
+    assert torch.allclose(
+        take(standardize(h), torch.tensor([[[3], [7]]])).mean(), torch.tensor(0.0), atol=1e-6
+    )

@@ -1,58 +1,101 @@
 "How the chapters are built. Running them is `nbdev_test`'s work"
+
 import ast, base64, re, struct, sys
 import pytest
 from conftest import root
-sys.path.insert(0, str(root/'docs'))
+
+sys.path.insert(0, str(root / 'docs'))
 from notebooks import cfg, chapters, directives, read, stale
 
 books = [p for p in chapters() if p.stem != 'index']
 numbers = {re.sub(r'^\d+_', '', p.stem): int(p.stem[:2]) for p in books}
-place = {re.sub(r'^\d+_', '', p.stem): i for i, p in enumerate(books)}           # chapters of one number follow each other by name
-no_figure = {'launch', 'cli'}                   # chapters with nothing to draw
+place = {
+    re.sub(r'^\d+_', '', p.stem): i for i, p in enumerate(books)
+}  # chapters of one number follow each other by name
+no_figure = {'launch', 'cli'}  # chapters with nothing to draw
 
-def code(nb): return [c for c in nb.cells if c.cell_type == 'code']
-def exports(c): return directives(c).keys() & {'export', 'exports', 'exporti'}
-def images(nb): return [o.data['image/png'] for c in code(nb) for o in c.outputs if 'image/png' in o.get('data', {})]
+
+def code(nb):
+    return [c for c in nb.cells if c.cell_type == 'code']
+
+
+def exports(c):
+    return directives(c).keys() & {'export', 'exports', 'exporti'}
+
+
+def images(nb):
+    return [o.data['image/png'] for c in code(nb) for o in c.outputs if 'image/png' in o.get('data', {})]
+
 
 each = pytest.mark.parametrize('path', books, ids=lambda p: p.stem)
 every = pytest.mark.parametrize('path', chapters(), ids=lambda p: p.stem)
+
 
 def test_names():
     assert books and all(re.fullmatch(r'\d\d_[a-z]+', p.stem) for p in books)
     assert len(numbers) == len(books) and books == sorted(books)
 
+
 @each
 def test_opening(path):
-    first, = [c.source for c in read(path).cells[:1]]
+    (first,) = [c.source for c in read(path).cells[:1]]
     assert re.match(r'# \S', first) and re.search(r'^> \S', first, re.M), 'a title and a claim come first'
     text = '\n'.join(c.source for c in read(path).cells[:3])
-    if numbers[path.stem[3:]] < 20: assert all(re.search(rf'\b{w}\b', text) for w in ('Have', 'Question', 'Get'))
+    if numbers[path.stem[3:]] < 20:
+        assert all(re.search(rf'\b{w}\b', text) for w in ('Have', 'Question', 'Get'))
+
 
 @each
 def test_exports_its_module(path):
-    nb = read(path); names = [directives(c).get('default_exp') for c in code(nb)]
-    if numbers[path.stem[3:]] >= 20: return
+    nb = read(path)
+    names = [directives(c).get('default_exp') for c in code(nb)]
+    if numbers[path.stem[3:]] >= 20:
+        return
     assert names[0] == path.stem[3:], 'the first code cell names the module'
-    assert (root/'jepa_lit'/f'{path.stem[3:]}.py').exists()
+    assert (root / 'jepa_lit' / f'{path.stem[3:]}.py').exists()
     assert 'nbdev_export()' in code(nb)[-1].source and 'hide' in directives(code(nb)[-1])
+
 
 @each
 def test_imports_run_downhill(path):
     for c in code(read(path)):
-        if not exports(c): continue
+        if not exports(c):
+            continue
         for n in ast.walk(ast.parse(c.source)):
-            if not isinstance(n, (ast.Import, ast.ImportFrom)): continue
+            if not isinstance(n, (ast.Import, ast.ImportFrom)):
+                continue
             assert not any(a.name == '*' for a in n.names), f'a star import in an exported cell: {c.source}'
-            mods = [a.name for a in n.names] if isinstance(n, ast.Import) else [f'jepa_lit.{a.name}' for a in n.names] if n.module in (None, 'jepa_lit') else [f'jepa_lit.{n.module}' if n.level else n.module]
+            mods = (
+                [a.name for a in n.names]
+                if isinstance(n, ast.Import)
+                else [f'jepa_lit.{a.name}' for a in n.names]
+                if n.module in (None, 'jepa_lit')
+                else [f'jepa_lit.{n.module}' if n.level else n.module]
+            )
             for m in mods:
-                assert m.split('.')[0] not in ('nbdev', 'execnb', 'beartype', 'pytest'), f'{m} is for development only'
-                if m.startswith('jepa_lit.') and m != 'jepa_lit.__version__': assert place.get(m.split('.')[1], 99) < place[path.stem[3:]], f'{path.stem} exports code that imports {m}'
+                assert m.split('.')[0] not in ('nbdev', 'execnb', 'beartype', 'pytest'), (
+                    f'{m} is for development only'
+                )
+                if m.startswith('jepa_lit.') and m != 'jepa_lit.__version__':
+                    assert place.get(m.split('.')[1], 99) < place[path.stem[3:]], (
+                        f'{path.stem} exports code that imports {m}'
+                    )
+
 
 @each
 def test_one_export_a_cell(path):
     for c in code(read(path)):
-        defs = [n.name for n in ast.parse(c.source).body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and n.name[0] != '_'] if exports(c) else []
+        defs = (
+            [
+                n.name
+                for n in ast.parse(c.source).body
+                if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and n.name[0] != '_'
+            ]
+            if exports(c)
+            else []
+        )
         assert len(defs) <= 1, f'{defs} in one cell'
+
 
 @each
 def test_figures(path):
@@ -62,29 +105,61 @@ def test_figures(path):
         w, h = struct.unpack('>II', base64.b64decode(p[:64])[16:24])
         assert w <= 1200 and h <= 1600, f'a figure of {w} x {h} pixels: 100 dpi and 12 inches are enough'
 
+
 @every
 def test_leaves_torch_as_it_was(path):
     "`nbdev_test` runs many chapters in one process: who switches gradients off switches them on again"
-    text = '\n'.join(c.source for c in code(read(path)) if 'nbdev_export(' not in c.source)               # which nbdev_test skips
-    assert text.count('set_grad_enabled(False)') <= text.count('set_grad_enabled(True)') and text.count('set_default_dtype(') == 2*text.count('finally: torch.set_default_dtype(')
+    text = '\n'.join(
+        c.source for c in code(read(path)) if 'nbdev_export(' not in c.source
+    )  # which nbdev_test skips
+    assert text.count('set_grad_enabled(False)') <= text.count('set_grad_enabled(True)') and text.count(
+        'set_default_dtype('
+    ) == 2 * text.count('finally: torch.set_default_dtype(')
+
 
 @every
 def test_outputs(path):
-    assert not stale(path), f'code has changed since the outputs were stored: python docs/refresh.py {path.stem}'
+    assert not stale(path), (
+        f'code has changed since the outputs were stored: python docs/refresh.py {path.stem}'
+    )
     assert path.stat().st_size <= 400_000, f'{path.stat().st_size} bytes'
     for c in code(read(path)):
         for o in c.outputs:
             assert o.output_type != 'error' and o.get('name') != 'stderr'
-            text = o.get('text', '') + ''.join(str(v) for k, v in o.get('data', {}).items() if k.startswith('text/'))
-            assert not re.search(r'\b0x[0-9a-f]{8,}|\r|/home/|/root/|/tmp/|\\Users\\', text), f'addresses, progress bars or paths of one machine: {text[:200]}'
+            text = o.get('text', '') + ''.join(
+                str(v) for k, v in o.get('data', {}).items() if k.startswith('text/')
+            )
+            assert not re.search(r'\b0x[0-9a-f]{8,}|\r|/home/|/root/|/tmp/|\\Users\\', text), (
+                f'addresses, progress bars or paths of one machine: {text[:200]}'
+            )
+
 
 @every
 def test_text_has_no_control_characters(path):
     "A backslash lost on the way turns a formula's command into one"
     assert not [c.source for c in read(path).cells if re.search(r'[\x00-\x08\x0b-\x1f]', c.source)]
 
+
 def test_flags_are_known():
     "A misspelt flag would run everywhere"
-    known = {'default_exp', 'export', 'exports', 'exporti', 'hide', 'eval', 'echo', 'output', 'include', 'code-fold', 'fig-alt', 'fig-cap', 'filter_stream', 'hide_line', 'hide_input', 'hide_output'} | set(cfg.tst_flags.split())
+    known = {
+        'default_exp',
+        'export',
+        'exports',
+        'exporti',
+        'hide',
+        'eval',
+        'echo',
+        'output',
+        'include',
+        'code-fold',
+        'fig-alt',
+        'fig-cap',
+        'filter_stream',
+        'hide_line',
+        'hide_input',
+        'hide_output',
+    } | set(cfg.tst_flags.split())
     for p in chapters():
-        for c in code(read(p)): assert directives(c).keys() <= known, f'{p.stem}: {directives(c).keys() - known}'
+        for c in code(read(p)):
+            assert directives(c).keys() <= known, f'{p.stem}: {directives(c).keys() - known}'

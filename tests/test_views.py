@@ -1,23 +1,45 @@
 "Views: shapes, devices, seeds and settings beyond what chapter 11 shows"
+
 import json, math
 from dataclasses import asdict
 import pytest, torch, torchvision.transforms.functional as TF
 from scipy.stats import chisquare, ks_2samp
 from torchvision.transforms import RandomResizedCrop, v2
 from jepa_lit import views
-from jepa_lit.views import VIEWS, MultiCrop, blur, boxes, cut, jitter_, plan, recolour, shift_hue_, taps
+from jepa_lit.views import VIEWS, MultiCrop, blur, boxes, cut, jitter_, plan, recolor, shift_hue_, taps
 
-STILL = dict(global_views=2, local_views=0, global_scale=(1., 1.), aspect=(1., 1.), flip=0., jitter=(0., 0., 0., 0.), grey=0., blur=0., solarize=0.)
-def seeded(seed=0): return torch.Generator().manual_seed(seed)
-def images(b=3, c=3, h=32, w=32, seed=0): return torch.randint(256, (b, c, h, w), generator=seeded(seed), dtype=torch.uint8)
+STILL = dict(
+    global_views=2,
+    local_views=0,
+    global_scale=(1.0, 1.0),
+    aspect=(1.0, 1.0),
+    flip=0.0,
+    jitter=(0.0, 0.0, 0.0, 0.0),
+    gray=0.0,
+    blur=0.0,
+    solarize=0.0,
+)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def images(b=3, c=3, h=32, w=32, seed=0):
+    return torch.randint(256, (b, c, h, w), generator=seeded(seed), dtype=torch.uint8)
+
 
 @pytest.mark.parametrize('name', VIEWS)
 @pytest.mark.parametrize('shape', [(1, 8, 8), (1, 32, 32), (3, 32, 32), (3, 40, 28), (4, 17, 17)])
 def test_any_shape(name, shape):
     make, x = MultiCrop(**VIEWS[name]), images(2, *shape)
     out, sizes = make(x, seeded()), make.sizes(min(shape[1:]))
-    assert [tuple(v.shape) for v in out] == [(n, 2, shape[0], s, s) for n, s in zip((make.global_views, make.local_views), sizes)]
-    for v in out: assert v.dtype == torch.float32 and v.isfinite().all() and 0 <= v.min() and v.max() <= 1
+    assert [tuple(v.shape) for v in out] == [
+        (n, 2, shape[0], s, s) for n, s in zip((make.global_views, make.local_views), sizes)
+    ]
+    for v in out:
+        assert v.dtype == torch.float32 and v.isfinite().all() and 0 <= v.min() and v.max() <= 1
+
 
 @pytest.mark.parametrize('name', VIEWS)
 def test_seed_decides_and_nothing_else_is_touched(name):
@@ -26,161 +48,307 @@ def test_seed_decides_and_nothing_else_is_touched(name):
     assert torch.equal(torch.get_rng_state(), state) and torch.equal(x, before)
     assert all(map(torch.equal, kept, make(x, seeded(3)))) and not torch.equal(kept[0], make(x, seeded(4))[0])
 
+
 def test_the_recorded_views_of_digits():
     "Seeded records were made with these: neither their law nor their order of random numbers may change"
-    x = torch.arange(2*32*32).view(2, 1, 32, 32).remainder(251).to(torch.uint8)
+    x = torch.arange(2 * 32 * 32).view(2, 1, 32, 32).remainder(251).to(torch.uint8)
     v = MultiCrop(**VIEWS['digits'])(x, seeded(7))[0]
-    assert torch.allclose(v.mean((1, 2, 3, 4)), torch.tensor([0.43702, 0.4663, 0.40787, 0.46861, 0.35792, 0.33119, 0.38626, 0.40544]), atol=1e-4)
+    assert torch.allclose(
+        v.mean((1, 2, 3, 4)),
+        torch.tensor([0.43702, 0.4663, 0.40787, 0.46861, 0.35792, 0.33119, 0.38626, 0.40544]),
+        atol=1e-4,
+    )
+
 
 def test_bytes_and_floats_agree():
-    x = images(); make = MultiCrop()
+    x = images()
+    make = MultiCrop()
     for dtype, tol in ((torch.float32, 1e-6), (torch.float64, 1e-6), (torch.float16, 5e-3)):
-        ours = make((x.double()/255).to(dtype), seeded())
-        close = [((a - b).abs() > tol + .002*(dtype == torch.float16)).float().mean() for a, b in zip(ours, make(x, seeded()))]
-        assert max(close) < .01                                    # solarize may flip a value at the threshold
+        ours = make((x.double() / 255).to(dtype), seeded())
+        close = [
+            ((a - b).abs() > tol + 0.002 * (dtype == torch.float16)).float().mean()
+            for a, b in zip(ours, make(x, seeded()))
+        ]
+        assert max(close) < 0.01  # solarize may flip a value at the threshold
+
 
 def test_memory_layout_does_not_matter():
-    x = images(); make = MultiCrop()
-    for a, b in zip(make(x.contiguous(memory_format=torch.channels_last), seeded()), make(x, seeded())): assert torch.allclose(a, b, atol=1e-5)
+    x = images()
+    make = MultiCrop()
+    for a, b in zip(make(x.contiguous(memory_format=torch.channels_last), seeded()), make(x, seeded())):
+        assert torch.allclose(a, b, atol=1e-5)
+
 
 def test_settings_survive_json():
     for s in VIEWS.values():
         make = MultiCrop(**s)
-        assert MultiCrop(**json.loads(json.dumps(asdict(make)))) == make and hash(make) == hash(MultiCrop(**s))
+        assert MultiCrop(**json.loads(json.dumps(asdict(make)))) == make and hash(make) == hash(
+            MultiCrop(**s)
+        )
 
-@pytest.mark.parametrize('h, w, scale', [(200, 320, (.3, 1.)), (32, 32, (.05, .3)), (96, 24, (.3, 1.)), (17, 17, (.9, 1.))])
+
+@pytest.mark.parametrize(
+    'h, w, scale', [(200, 320, (0.3, 1.0)), (32, 32, (0.05, 0.3)), (96, 24, (0.3, 1.0)), (17, 17, (0.9, 1.0))]
+)
 def test_boxes_have_torchvisions_law(h, w, scale, n=3000):
     torch.manual_seed(0)
-    theirs = torch.tensor([RandomResizedCrop.get_params(torch.empty(1, h, w), list(scale), [3/4, 4/3]) for _ in range(n)])
-    make = MultiCrop(**{**STILL, 'global_views': n, 'global_scale': scale, 'aspect': (3/4, 4/3)}, global_size=4)
+    theirs = torch.tensor(
+        [RandomResizedCrop.get_params(torch.empty(1, h, w), list(scale), [3 / 4, 4 / 3]) for _ in range(n)]
+    )
+    make = MultiCrop(
+        **{**STILL, 'global_views': n, 'global_scale': scale, 'aspect': (3 / 4, 4 / 3)}, global_size=4
+    )
     ours, _ = shown(make, h, w)
-    for f in (lambda b: b[:, 2]*b[:, 3], lambda b: b[:, 3]/b[:, 2], lambda b: b[:, 0], lambda b: b[:, 1]):
-        assert ks_2samp(f(ours).numpy(), f(theirs).numpy(), method='asymp').statistic < .046       # 99.7 % of pairs of samples of 3,000 from one law
+    for f in (lambda b: b[:, 2] * b[:, 3], lambda b: b[:, 3] / b[:, 2], lambda b: b[:, 0], lambda b: b[:, 1]):
+        assert (
+            ks_2samp(f(ours).numpy(), f(theirs).numpy(), method='asymp').statistic < 0.046
+        )  # 99.7 % of pairs of samples of 3,000 from one law
+
 
 def shown(make, h, w, seed=0):
     "The boxes (top, left, height, width) and mirrors that `crops` reads off the generator, by torchvision's rules"
     u = torch.rand(make.global_views, 37, generator=seeded(seed))
-    sides, fitted = boxes(u[:, 17:].unflatten(1, (10, 2)), (h, w), make.global_scale, make.aspect, make.area, whole=True)
-    size = (sides*torch.tensor([w, h])).round(); room = torch.tensor([w, h]) - size
-    corner = torch.where(fitted[:, None], (u[:, :2]*(room+1)).floor(), (room/2).floor())
+    sides, fitted = boxes(
+        u[:, 17:].unflatten(1, (10, 2)), (h, w), make.global_scale, make.aspect, make.area, whole=True
+    )
+    size = (sides * torch.tensor([w, h])).round()
+    room = torch.tensor([w, h]) - size
+    corner = torch.where(fitted[:, None], (u[:, :2] * (room + 1)).floor(), (room / 2).floor())
     return torch.cat([corner.flip(1), size.flip(1)], 1).int(), u[:, 6] < make.flip
 
-@pytest.mark.parametrize('h, w, size, scale', [(40, 64, 24, (.3, 1.)), (40, 64, 24, (.05, .3)), (97, 61, 13, (.2, 1.)), (16, 16, 48, (.1, 1.))])
+
+@pytest.mark.parametrize(
+    'h, w, size, scale',
+    [(40, 64, 24, (0.3, 1.0)), (40, 64, 24, (0.05, 0.3)), (97, 61, 13, (0.2, 1.0)), (16, 16, 48, (0.1, 1.0))],
+)
 def test_crops_are_torchvisions_one_by_one(h, w, size, scale):
-    make = MultiCrop(**{**STILL, 'global_views': 30, 'global_scale': scale, 'aspect': (3/4, 4/3), 'flip': .5}, global_size=size)
+    make = MultiCrop(
+        **{**STILL, 'global_views': 30, 'global_scale': scale, 'aspect': (3 / 4, 4 / 3), 'flip': 0.5},
+        global_size=size,
+    )
     x = torch.rand(1, 3, h, w, generator=seeded(1))
     ours = make(x, seeded())[0][:, 0]
     for v, box, mirror in zip(ours, *shown(make, h, w)):
         theirs = TF.resized_crop(x[0], *box.tolist(), [size, size], antialias=True)
         assert torch.allclose(v, TF.hflip(theirs) if mirror else theirs, atol=3e-6)
 
+
 @pytest.mark.parametrize('length, size', [(1, 1), (1, 7), (5, 5), (64, 9), (9, 64), (100, 99), (3, 1)])
 def test_taps_are_a_resize(length, size):
-    axis = torch.tensor([[0., 0.]]), torch.tensor([[length]*2]).float(), torch.tensor([[False, True]])
+    axis = torch.tensor([[0.0, 0.0]]), torch.tensor([[length] * 2]).float(), torch.tensor([[False, True]])
     index, weight = taps(*axis, size, length)
     assert index.min() >= 0 and index.max() < length and torch.allclose(weight.sum(-1), torch.ones(()))
     x = torch.rand(1, 1, length, length, generator=seeded())
     ours = cut(x.permute(0, 3, 1, 2).contiguous(), torch.tensor([0]), index, weight)
-    assert torch.allclose(ours, TF.resize(x, [size, size], antialias=True).flip(2), atol=3e-6)      # the second axis, rows, is mirrored
+    assert torch.allclose(
+        ours, TF.resize(x, [size, size], antialias=True).flip(2), atol=3e-6
+    )  # the second axis, rows, is mirrored
 
-@pytest.mark.parametrize('size, scale, kernel', [(24, (.3, 1.), 7), (40, (.05, .3), None)])
+
+@pytest.mark.parametrize('size, scale, kernel', [(24, (0.3, 1.0), 7), (40, (0.05, 0.3), None)])
 def test_whole_chain_has_torchvisions_law(size, scale, kernel, n=400):
     torch.manual_seed(0)
-    x = (torch.nn.functional.interpolate(torch.rand(1, 3, 6, 6, generator=seeded()), (48, 48), mode='bicubic').clamp(0, 1)*255).to(torch.uint8)
-    one = v2.Compose([v2.RandomResizedCrop(size, scale=scale), v2.RandomHorizontalFlip(), v2.RandomApply([v2.ColorJitter(.4, .4, .2, .1)], p=.8),
-        v2.RandomGrayscale(.2), v2.RandomApply([v2.GaussianBlur(kernel or 17, (.1, 2.))]), v2.RandomSolarize(128, p=.2), v2.ToDtype(torch.float32, scale=True)])
+    x = (
+        torch.nn.functional.interpolate(
+            torch.rand(1, 3, 6, 6, generator=seeded()), (48, 48), mode='bicubic'
+        ).clamp(0, 1)
+        * 255
+    ).to(torch.uint8)
+    one = v2.Compose(
+        [
+            v2.RandomResizedCrop(size, scale=scale),
+            v2.RandomHorizontalFlip(),
+            v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.2, 0.1)], p=0.8),
+            v2.RandomGrayscale(0.2),
+            v2.RandomApply([v2.GaussianBlur(kernel or 17, (0.1, 2.0))]),
+            v2.RandomSolarize(128, p=0.2),
+            v2.ToDtype(torch.float32, scale=True),
+        ]
+    )
     theirs = torch.stack([one(x[0]) for _ in range(n)])
-    ours = MultiCrop(3*n, 0, global_size=size, global_scale=scale, kernel=kernel)(x, seeded())[0][:, 0]
+    ours = MultiCrop(3 * n, 0, global_size=size, global_scale=scale, kernel=kernel)(x, seeded())[0][:, 0]
     detail = lambda v: (v[..., 1:] - v[..., :-1]).abs().mean((1, 2, 3))
-    for f in (lambda v: v.mean((1, 2, 3)), lambda v: v.flatten(1).std(1), lambda v: (v[:, 0]-v[:, 2]).mean((1, 2)), detail, lambda v: v[:, 1, 0, 0], lambda v: (v.amax(1)-v.amin(1)).mean((1, 2))):
-        assert ks_2samp(f(ours).numpy(), f(theirs).numpy(), method='asymp').statistic < .11       # 99.8 % of pairs of samples of 1,200 and 400 from one law
+    for f in (
+        lambda v: v.mean((1, 2, 3)),
+        lambda v: v.flatten(1).std(1),
+        lambda v: (v[:, 0] - v[:, 2]).mean((1, 2)),
+        detail,
+        lambda v: v[:, 1, 0, 0],
+        lambda v: (v.amax(1) - v.amin(1)).mean((1, 2)),
+    ):
+        assert (
+            ks_2samp(f(ours).numpy(), f(theirs).numpy(), method='asymp').statistic < 0.11
+        )  # 99.8 % of pairs of samples of 1,200 and 400 from one law
+
 
 def test_orders_are_uniform():
     u = torch.rand(24_000, 10, generator=seeded())
-    order, place = plan(u, MultiCrop(jitter_p=.5), 3)
+    order, place = plan(u, MultiCrop(jitter_p=0.5), 3)
     on = place >= 0
-    assert abs(on.float().mean() - .5) < .02 and torch.equal(order[on].gather(1, place[on][:, None]), torch.full((int(on.sum()), 1), 3))
+    assert abs(on.float().mean() - 0.5) < 0.02 and torch.equal(
+        order[on].gather(1, place[on][:, None]), torch.full((int(on.sum()), 1), 3)
+    )
     for some in (order, order[on]):
         kinds, counts = some.unique(dim=0, return_counts=True)
-        if some is not order: assert len(kinds) == 24 and chisquare(counts.numpy()).pvalue > 1e-3
-    assert plan(u, MultiCrop(), 1)[0].shape == (24_000, 2) and (plan(u, MultiCrop(jitter=(0, 0, 0, 0)), 3)[1] == -1).all()
+        if some is not order:
+            assert len(kinds) == 24 and chisquare(counts.numpy()).pvalue > 1e-3
+    assert (
+        plan(u, MultiCrop(), 1)[0].shape == (24_000, 2)
+        and (plan(u, MultiCrop(jitter=(0, 0, 0, 0)), 3)[1] == -1).all()
+    )
+
 
 @pytest.mark.parametrize('channels', [1, 3, 5])
 def test_jitter_is_torchvisions_in_each_order(channels):
-    x = torch.rand(60, channels, 6, 7, generator=seeded(1)); u = torch.rand(60, 10, generator=seeded(2)); cfg = MultiCrop()
+    x = torch.rand(60, channels, 6, 7, generator=seeded(1))
+    u = torch.rand(60, 10, generator=seeded(2))
+    cfg = MultiCrop()
     order, place = plan(u, cfg, channels)
-    mean = lambda i, f: (f*i + (1-f)*i.mean()).clamp(0, 1)
-    ops = (TF.adjust_brightness if channels < 5 else lambda i, f: (f*i).clamp(0, 1), TF.adjust_contrast if channels < 5 else mean, TF.adjust_saturation, TF.adjust_hue)
+    mean = lambda i, f: (f * i + (1 - f) * i.mean()).clamp(0, 1)
+    ops = (
+        TF.adjust_brightness if channels < 5 else lambda i, f: (f * i).clamp(0, 1),
+        TF.adjust_contrast if channels < 5 else mean,
+        TF.adjust_saturation,
+        TF.adjust_hue,
+    )
     for ours, i, n, steps, p in zip(jitter_(x.clone(), u, cfg), x, u, order, place):
-        for k in steps.tolist()*(p >= 0): i = ops[k](i, (k < 3) + (2*n[1+k].item()-1)*cfg.jitter[k])
+        for k in steps.tolist() * (p >= 0):
+            i = ops[k](i, (k < 3) + (2 * n[1 + k].item() - 1) * cfg.jitter[k])
         assert torch.allclose(ours, i, atol=1e-5)
 
-def test_recolour_leaves_its_input_alone():
-    x = torch.rand(50, 3, 8, 8, generator=seeded()); before = x.clone()
-    recolour(x, torch.rand(50, 10, generator=seeded()), MultiCrop(gamma=.3)); assert torch.equal(x, before)
 
-def test_hue_of_greys_and_of_pure_colours():
-    grey = torch.linspace(0, 1, 9).expand(1, 3, 1, 9).clone()
-    assert torch.allclose(shift_hue_(grey.clone(), torch.tensor([.3])), grey, atol=1e-6)
-    pure = torch.tensor([[1., 1, 0, 0, 0, 1], [0, 1, 1, 1, 0, 0], [0, 0, 0, 1, 1, 1]])[None, :, None]       # red, yellow, green, cyan, blue, magenta
-    for k in range(-3, 4): assert torch.allclose(shift_hue_(pure.clone(), torch.tensor([k/6])), pure.roll(-k, -1), atol=1e-5)
+def test_recolor_leaves_its_input_alone():
+    x = torch.rand(50, 3, 8, 8, generator=seeded())
+    before = x.clone()
+    recolor(x, torch.rand(50, 10, generator=seeded()), MultiCrop(gamma=0.3))
+    assert torch.equal(x, before)
+
+
+def test_hue_of_grays_and_of_pure_colors():
+    gray = torch.linspace(0, 1, 9).expand(1, 3, 1, 9).clone()
+    assert torch.allclose(shift_hue_(gray.clone(), torch.tensor([0.3])), gray, atol=1e-6)
+    pure = torch.tensor([[1.0, 1, 0, 0, 0, 1], [0, 1, 1, 1, 0, 0], [0, 0, 0, 1, 1, 1]])[
+        None, :, None
+    ]  # red, yellow, green, cyan, blue, magenta
+    for k in range(-3, 4):
+        assert torch.allclose(shift_hue_(pure.clone(), torch.tensor([k / 6])), pure.roll(-k, -1), atol=1e-5)
+
 
 @pytest.mark.parametrize('h, w', [(1, 9), (9, 1), (4, 30), (21, 21)])
 def test_blur_of_any_shape(h, w):
-    x = torch.rand(2, 3, h, w, generator=seeded()); out = blur(x, torch.tensor([.5, 3.]))
+    x = torch.rand(2, 3, h, w, generator=seeded())
+    out = blur(x, torch.tensor([0.5, 3.0]))
     assert out.shape == x.shape and out.min() >= x.min() - 1e-6 and out.max() <= x.max() + 1e-6
-    if min(h, w) > 13: assert torch.allclose(out[1], TF.gaussian_blur(x[1], 25, 3.), atol=1e-6)
+    if min(h, w) > 13:
+        assert torch.allclose(out[1], TF.gaussian_blur(x[1], 25, 3.0), atol=1e-6)
+
 
 def test_pieces_do_not_matter(monkeypatch):
-    x = images(6, 3, 40, 40); whole = MultiCrop()(x, seeded())
+    x = images(6, 3, 40, 40)
+    whole = MultiCrop()(x, seeded())
     monkeypatch.setitem(views.PIECE, 'cpu', 9000)
-    for a, b in zip(whole, MultiCrop()(x, seeded())): assert torch.allclose(a, b, atol=1e-5)
+    for a, b in zip(whole, MultiCrop()(x, seeded())):
+        assert torch.allclose(a, b, atol=1e-5)
+
 
 def test_autocast_does_not_round_the_views():
-    x = images(); whole = MultiCrop()(x, seeded())
-    with torch.autocast('cpu', torch.bfloat16): again = MultiCrop()(x, seeded())
-    for a, b in zip(whole, again): assert b.dtype == torch.float32 and torch.allclose(a, b, atol=1e-5)
+    x = images()
+    whole = MultiCrop()(x, seeded())
+    with torch.autocast('cpu', torch.bfloat16):
+        again = MultiCrop()(x, seeded())
+    for a, b in zip(whole, again):
+        assert b.dtype == torch.float32 and torch.allclose(a, b, atol=1e-5)
+
 
 def test_one_image_one_view_size():
     a, b = MultiCrop(global_size=16, local_size=16)(images(1))
-    assert a.shape == (2, 1, 3, 16, 16) and b.shape == (6, 1, 3, 16, 16)       # two groups, though the sizes are equal
+    assert a.shape == (2, 1, 3, 16, 16) and b.shape == (
+        6,
+        1,
+        3,
+        16,
+        16,
+    )  # two groups, though the sizes are equal
+
 
 def test_large_images_are_averaged():
-    x = torch.zeros(1, 1, 600, 600); x[..., ::2, :] = 1
-    v = MultiCrop(**{**STILL, 'global_scale': (.3, 1.)}, global_size=32)(x, seeded())[0]
-    assert v.std() < .12 and abs(v.mean() - .5) < .02
+    x = torch.zeros(1, 1, 600, 600)
+    x[..., ::2, :] = 1
+    v = MultiCrop(**{**STILL, 'global_scale': (0.3, 1.0)}, global_size=32)(x, seeded())[0]
+    assert v.std() < 0.12 and abs(v.mean() - 0.5) < 0.02
+
 
 def test_zero_padding_shows_beyond_the_edge():
-    v = MultiCrop(**{**STILL, 'global_scale': (4., 4.), 'slack': 0., 'pad': 'zeros'})(torch.ones(1, 1, 32, 32))[0]
-    assert abs(v.mean() - .25) < .01 and v[..., 0, 0].max() == 0 and v[..., 16, 16].min() == 1
+    v = MultiCrop(**{**STILL, 'global_scale': (4.0, 4.0), 'slack': 0.0, 'pad': 'zeros'})(
+        torch.ones(1, 1, 32, 32)
+    )[0]
+    assert abs(v.mean() - 0.25) < 0.01 and v[..., 0, 0].max() == 0 and v[..., 16, 16].min() == 1
 
-@pytest.mark.parametrize('change, error, text', [
-    (dict(global_views=0), ValueError, 'global_views >= 1'), (dict(local_views=-1), ValueError, 'local_views >= 0'),
-    (dict(local_scale=(0, .3)), ValueError, 'local_scale: 0 < least'), (dict(aspect=(2, 1)), ValueError, 'aspect: 0 < least'),
-    (dict(grey=-.1), ValueError, 'grey: a finite number >= 0'), (dict(grey=1.1), ValueError, 'grey: a probability'), (dict(pad='white'), ValueError, 'pad: one of border'),
-    (dict(sigma=1.), TypeError, 'sigma: a sequence of numbers'), (dict(warp=None), TypeError, 'warp: a number'), (dict(rotate=math.nan), ValueError, 'rotate: '),
-    (dict(warp_grid=1), ValueError, 'warp_grid'), (dict(kernel=6), ValueError, 'kernel: an odd number'), (dict(kernel=0), ValueError, 'kernel: a whole number >= 1'), (dict(global_size=0), ValueError, 'global_size'), (dict(global_views=2.5), TypeError, 'global_views')])
+
+@pytest.mark.parametrize(
+    'change, error, text',
+    [
+        (dict(global_views=0), ValueError, 'global_views >= 1'),
+        (dict(local_views=-1), ValueError, 'local_views >= 0'),
+        (dict(local_scale=(0, 0.3)), ValueError, 'local_scale: 0 < least'),
+        (dict(aspect=(2, 1)), ValueError, 'aspect: 0 < least'),
+        (dict(gray=-0.1), ValueError, 'gray: a finite number >= 0'),
+        (dict(gray=1.1), ValueError, 'gray: a probability'),
+        (dict(pad='white'), ValueError, 'pad: one of border'),
+        (dict(sigma=1.0), TypeError, 'sigma: a sequence of numbers'),
+        (dict(warp=None), TypeError, 'warp: a number'),
+        (dict(rotate=math.nan), ValueError, 'rotate: '),
+        (dict(warp_grid=1), ValueError, 'warp_grid'),
+        (dict(kernel=6), ValueError, 'kernel: an odd number'),
+        (dict(kernel=0), ValueError, 'kernel: a whole number >= 1'),
+        (dict(global_size=0), ValueError, 'global_size'),
+        (dict(global_views=2.5), TypeError, 'global_views'),
+    ],
+)
 def test_settings_are_checked(unchecked, change, error, text):
-    with pytest.raises(error) as e: MultiCrop(**change)
+    with pytest.raises(error) as e:
+        MultiCrop(**change)
     assert text in str(e.value) and '\n' not in str(e.value)
+
 
 @pytest.mark.gpu
 @pytest.mark.parametrize('name', VIEWS)
 def test_device_does_not_matter(name):
     make, x = MultiCrop(**VIEWS[name]), images()
-    for a, b in zip(make(x, seeded()), make(x.cuda(), seeded())): assert ((a - b.cpu()).abs() > 1e-4).float().mean() < .01
+    for a, b in zip(make(x, seeded()), make(x.cuda(), seeded())):
+        assert ((a - b.cpu()).abs() > 1e-4).float().mean() < 0.01
 
 
-@pytest.mark.parametrize('name, value, said', [('jitter', (float('nan'), 0, 0, 0), 'finite'), ('jitter', (-.4, 0, 0, 0), '>= 0'), ('jitter', (0, 0, 0, .9), r'hue in \[0, 0.5\]'), ('jitter', (1.5, 0, 0, 0), r'brightness'),
-    ('global_scale', (.3, float('inf')), 'finite'), ('sigma', (.1, float('inf')), 'finite'), ('global_size', True, 'whole number'), ('kernel', True, 'whole number')])
+@pytest.mark.parametrize(
+    'name, value, said',
+    [
+        ('jitter', (float('nan'), 0, 0, 0), 'finite'),
+        ('jitter', (-0.4, 0, 0, 0), '>= 0'),
+        ('jitter', (0, 0, 0, 0.9), r'hue in \[0, 0.5\]'),
+        ('jitter', (1.5, 0, 0, 0), r'brightness'),
+        ('global_scale', (0.3, float('inf')), 'finite'),
+        ('sigma', (0.1, float('inf')), 'finite'),
+        ('global_size', True, 'whole number'),
+        ('kernel', True, 'whole number'),
+    ],
+)
 def test_settings_that_mean_nothing(name, value, said):
-    with pytest.raises((ValueError, TypeError), match=f'{name}: .*{said}') as e: MultiCrop(**{name: value})
+    with pytest.raises((ValueError, TypeError), match=f'{name}: .*{said}') as e:
+        MultiCrop(**{name: value})
     assert '\n' not in str(e.value)
+
 
 @pytest.mark.parametrize('name', list(VIEWS))
 def test_a_seed_means_one_thing_whatever_the_default_type(name):
-    images, make = torch.randint(256, (3, 3, 24, 20), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)), MultiCrop(**VIEWS[name])
+    images, make = (
+        torch.randint(256, (3, 3, 24, 20), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)),
+        MultiCrop(**VIEWS[name]),
+    )
     one = make(images, torch.Generator().manual_seed(0))
-    try: torch.set_default_dtype(torch.float64); two = make(images, torch.Generator().manual_seed(0)); after = torch.get_default_dtype()
-    finally: torch.set_default_dtype(torch.float32)
+    try:
+        torch.set_default_dtype(torch.float64)
+        two = make(images, torch.Generator().manual_seed(0))
+        after = torch.get_default_dtype()
+    finally:
+        torch.set_default_dtype(torch.float32)
     assert after == torch.float64 and all(torch.equal(a, b) for a, b in zip(one, two))
