@@ -24,7 +24,10 @@ from .normality import quadrature
 from .predictor import Predictor
 from .recipes import build, recipe
 from .sigreg import directions, sigreg
-from .training import Recipe, Run, fit, one_of, param_groups, precision, record
+from .data import one_of
+from .recipes import Recipe
+from .runs import Run, record
+from .training import fit, param_groups, precision
 from .views import MultiCrop
 
 # %% ../nbs/75_bench.ipynb #85614975

@@ -24,7 +24,8 @@ from .data import SETS, batches, generator, load, channel_statistics, split
 from .launch import ParallelContext
 from .normality import healthy
 from .probes import Table, embed_all, embedding_figure, gallery, knn, probe, raw_pixels
-from .recipes import CarePart, Recipe, build, differences, from_toml, one_of, recipe, to_toml
+from .data import one_of
+from .recipes import CarePart, Recipe, build, differences, from_toml, recipe, to_toml
 from .runs import Run, curves_figure, load_model, record, save_model
 from .training import device, fit, precision, stream
 

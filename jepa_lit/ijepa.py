@@ -11,7 +11,8 @@ from collections.abc import Callable
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from .ema import EMA, momentum_schedule
-from .encoder import Preprocess, ViT, to_unit_range, at_least_float32
+from .encoder import ViT
+from .preprocess import Preprocess, to_unit_range, at_least_float32
 from .masks import Masks, MultiBlock
 from .patches import patchify, take
 from .predictor import Predictor

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from .ema import EMA
-from .encoder import Preprocess, to_unit_range, at_least_float32
+from .preprocess import Preprocess, to_unit_range, at_least_float32
 from .normality import healthy
 from .sigreg import SIGReg
 from .views import MultiCrop

@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from .encoder import SIZES, Preprocess, ViT
+from .encoder import SIZES, ViT
+from .preprocess import Preprocess
 from .patches import grid_of, pair, resize_positions, sincos_2d
 from .predictor import Predictor
 

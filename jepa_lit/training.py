@@ -16,7 +16,8 @@ from tqdm.auto import tqdm
 from .checkpoints import own_random
 from .collapse import health, verdict
 from .data import batches, generator
-from .recipes import METHODS, RECIPES, IJEPARecipe, LeJEPARecipe, Recipe, build, one_of, recipe
+from .data import one_of
+from .recipes import METHODS, RECIPES, IJEPARecipe, LeJEPARecipe, Recipe, build, recipe
 from .runs import FILES, TrainState, Run, curves_figure, load_model, load_run, record, save_model
 from .sigreg import SIGReg
 

@@ -16,7 +16,7 @@ import torch, torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from .encoder import to_unit_range
+from .preprocess import to_unit_range
 
 # %% ../nbs/34_views.ipynb #bfa0b19c
 def boxes(

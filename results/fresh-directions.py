@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from jepa_lit.data import generator
 from jepa_lit.sigreg import directions, sigreg
-from jepa_lit.training import recipe, record
+from jepa_lit.recipes import recipe
+from jepa_lit.runs import record
 
 POINTS, WIDTH, STEPS, RATE, MOMENTUM, SEEDS = 200, 512, 2500, 3.0, 0.9, (0, 1, 2)
 ARMS = {

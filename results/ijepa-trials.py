@@ -13,7 +13,9 @@ from jepa_lit.commands import splits_of
 from jepa_lit.collapse import health
 from jepa_lit.data import channel_statistics
 from jepa_lit.probes import few_label, linear
-from jepa_lit.training import Run, build, fit, recipe
+from jepa_lit.recipes import build, recipe
+from jepa_lit.runs import Run
+from jepa_lit.training import fit
 
 STEPS = 4000
 TRIALS = dict(

@@ -7,13 +7,15 @@ import argparse, json, time
 from pathlib import Path
 import torch
 from jepa_lit.data import generator
-from jepa_lit.encoder import ConvNet, Preprocess, ViT
+from jepa_lit.encoder import ConvNet, ViT
+from jepa_lit.preprocess import Preprocess
 from jepa_lit.ijepa import IJEPA
 from jepa_lit.launch import ParallelContext, launch
 from jepa_lit.lejepa import LeJEPA, projector
 from jepa_lit.predictor import Predictor
 from jepa_lit.recipes import Recipe
-from jepa_lit.training import param_groups, record
+from jepa_lit.runs import record
+from jepa_lit.training import param_groups
 from jepa_lit.views import MultiCrop
 
 DOUBLE, SINGLE = torch.float64, torch.float32

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from jepa_lit.launch import jepa_lit_launch
 from jepa_lit.recipes import Recipe
-from jepa_lit.training import record
+from jepa_lit.runs import record
 
 TRAINING = Path(__file__).resolve().parent.parent / 'tests' / 'launched.py'
 

@@ -12,7 +12,7 @@ root = Path(__file__).resolve().parent.parent
 
 
 def _made(method, workers):
-    from jepa_lit.training import recipe
+    from jepa_lit.recipes import recipe
 
     common = dict(
         batch=16, steps=40, precision='float32', checkpoint_every=2, watch_every=10, workers=workers
@@ -51,7 +51,9 @@ def _data(made, folder):
 def _train(made, folder, run):
     "What the child does"
     from jepa_lit.data import channel_statistics
-    from jepa_lit.training import Run, build, fit
+    from jepa_lit.recipes import build
+    from jepa_lit.runs import Run
+    from jepa_lit.training import fit
 
     data = _data(made, folder)
     method = build(made, 32, *channel_statistics(data))
@@ -111,7 +113,7 @@ def _kill_often(method, workers, kills, folder):
     a, b = [torch.load(folder / f'{run}.pt', weights_only=True) for run in ('whole', 'killed')]
     differ = [k for k in a if not torch.equal(a[k], b[k])]
     assert not differ and a.keys() == b.keys(), differ
-    from jepa_lit.training import Run
+    from jepa_lit.runs import Run
 
     one, two = [Run.open(folder / run).lines() for run in ('whole', 'killed')]
     drop = {'images_per_second'}

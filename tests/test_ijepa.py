@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 import pytest, torch
 from safetensors import safe_open
-from jepa_lit.encoder import Preprocess, ViT
+from jepa_lit.encoder import ViT
+from jepa_lit.preprocess import Preprocess
 from jepa_lit.ijepa import IJEPA, standardize
 from jepa_lit.masks import Masks, MultiBlock
 from jepa_lit.patches import take

@@ -19,7 +19,7 @@ from jepa_lit.recipes import (
     recipe,
     to_toml,
 )
-from jepa_lit.training import Run
+from jepa_lit.runs import Run
 
 GRAY = (0.5,), (0.25,)
 SMALL = dict(

@@ -476,7 +476,9 @@ def test_statistics(made):
 @pytest.mark.parametrize('workers', [0, pytest.param(1, marks=slow)])
 def test_fit(tmp_path, workers):
     "Training on shards: interrupted and resumed, the weights are the same bit for bit"
-    from jepa_lit.training import Run, build, fit, recipe
+    from jepa_lit.recipes import build, recipe
+    from jepa_lit.runs import Run
+    from jepa_lit.training import fit
 
     write_shards(load('digits', size=16).train.select(range(120)), tmp_path / 'x', 20)
     data = load('shards', tmp_path / 'x', size=16).train

@@ -7,7 +7,9 @@ import pytest, torch
 from safetensors.torch import save_file
 from jepa_lit.checkpoints import write_checkpoint
 from jepa_lit.data import Files, load, channel_statistics
-from jepa_lit.training import SingleProcess, Run, build, fit, load_model, load_run, recipe, save_model, stream
+from jepa_lit.recipes import build, recipe
+from jepa_lit.runs import Run, load_model, load_run, save_model
+from jepa_lit.training import SingleProcess, fit, stream
 
 small = recipe(
     'digits',
