@@ -34,6 +34,19 @@ packages = {
     '@jupyter-widgets/html-manager@1.0.15': ['dist/embed.js', 'dist/*.woff*'],
 }
 
+# The parts of the book: the decade of a chapter's number, and how the sidebar calls it.
+PARTS = {
+    '0': 'Start',
+    '1': 'I-JEPA',
+    '2': 'What was learned',
+    '3': 'LeJEPA',
+    '4': 'Worlds',
+    '5': 'A run',
+    '6': 'Many machines',
+    '7': 'In use',
+    '8': 'Results',
+}
+
 
 def page(p):
     return re.sub(r'^\d+[a-zA-Z0-9]*_', '', p.stem.lower())  # as nbdev names pages
@@ -287,12 +300,9 @@ def write_sources(dst, execute_first=False):
             nbformat.write(nb, dst / f'{page(p)}.ipynb')
     if not nbs or nbs[0].stem != 'index':
         index = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(f'# {cfg.lib_name}')])
-    for caption, part in (
-        ('Chapters', [p for p in nbs if p.stem < '20']),
-        ('Results', [p for p in nbs if '20' <= p.stem < 'index']),
-    ):
-        toc = '\n'.join(page(p) for p in part)
-        if part:
+    for decade, caption in PARTS.items():
+        toc = '\n'.join(page(p) for p in nbs if p.stem[0] == decade)
+        if toc:
             index.cells.append(
                 nbformat.v4.new_markdown_cell(f'```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{toc}\n```')
             )

@@ -1,18 +1,21 @@
 "How the chapters are built. Running them is `nbdev_test`'s work"
 
-import ast, base64, re, struct, sys
+import ast
+import base64
+import re
+import struct
+import sys
 import pytest
 from conftest import root
 
 sys.path.insert(0, str(root / 'docs'))
+from build import PARTS
 from notebooks import cfg, chapters, directives, read, stale
 
 books = [p for p in chapters() if p.stem != 'index']
-numbers = {re.sub(r'^\d+_', '', p.stem): int(p.stem[:2]) for p in books}
-place = {
-    re.sub(r'^\d+_', '', p.stem): i for i, p in enumerate(books)
-}  # chapters of one number follow each other by name
-no_figure = {'launch', 'cli'}  # chapters with nothing to draw
+numbers = {p.stem[3:]: int(p.stem[:2]) for p in books}
+no_figure = {'launch', 'commands', 'experiment'}  # chapters with nothing to draw
+RESULTS = 80  # from here on, pages read records and export nothing
 
 
 def code(nb):
@@ -27,13 +30,30 @@ def images(nb):
     return [o.data['image/png'] for c in code(nb) for o in c.outputs if 'image/png' in o.get('data', {})]
 
 
+def imported(source):
+    "Modules that a cell imports; those of the library by their full names"
+    for n in ast.walk(ast.parse(re.sub(r'^%', '#%', source, flags=re.M))):
+        if isinstance(n, ast.Import):
+            yield from (a.name for a in n.names)
+        elif isinstance(n, ast.ImportFrom):
+            assert not (n.names[0].name == '*' and n.level), f'a star import from the library: {source}'
+            if n.level:
+                yield from (f'jepa_lit.{n.module}' if n.module else f'jepa_lit.{a.name}' for a in n.names)
+            elif n.module == 'jepa_lit':
+                yield from (f'jepa_lit.{a.name}' for a in n.names)
+            else:
+                yield n.module
+
+
 each = pytest.mark.parametrize('path', books, ids=lambda p: p.stem)
 every = pytest.mark.parametrize('path', chapters(), ids=lambda p: p.stem)
 
 
-def test_names():
-    assert books and all(re.fullmatch(r'\d\d_[a-z]+', p.stem) for p in books)
-    assert len(numbers) == len(books) and books == sorted(books)
+def test_names_and_parts():
+    "Numbers are unique, and their decades are the parts of the book"
+    assert books and all(re.fullmatch(r'\d\d_[a-z_]+', p.stem) for p in books)
+    assert len(set(numbers.values())) == len(numbers) == len(books)
+    assert {p.stem[0] for p in books} <= set(PARTS)
 
 
 @each
@@ -41,15 +61,26 @@ def test_opening(path):
     (first,) = [c.source for c in read(path).cells[:1]]
     assert re.match(r'# \S', first) and re.search(r'^> \S', first, re.M), 'a title and a claim come first'
     text = '\n'.join(c.source for c in read(path).cells[:3])
-    if numbers[path.stem[3:]] < 20:
+    if numbers[path.stem[3:]] < RESULTS:
         assert all(re.search(rf'\b{w}\b', text) for w in ('Have', 'Question', 'Get'))
+
+
+@each
+def test_next_names_the_page_that_follows(path):
+    following = dict(zip(books, books[1:])).get(path)
+    ending = '\n'.join(c.source for c in read(path).cells if c.cell_type == 'markdown').rpartition(
+        '\n## Next'
+    )[2]
+    if following:
+        assert f'`{following.stem}`' in ending, f'Next should name {following.stem}'
 
 
 @each
 def test_exports_its_module(path):
     nb = read(path)
     names = [directives(c).get('default_exp') for c in code(nb)]
-    if numbers[path.stem[3:]] >= 20:
+    if numbers[path.stem[3:]] >= RESULTS:
+        assert not any(names) and not any(exports(c) for c in code(nb)), 'a page of results exports nothing'
         return
     assert names[0] == path.stem[3:], 'the first code cell names the module'
     assert (root / 'jepa_lit' / f'{path.stem[3:]}.py').exists()
@@ -58,42 +89,30 @@ def test_exports_its_module(path):
 
 @each
 def test_imports_run_downhill(path):
+    "Exported code imports only chapters with lower numbers, and none of the tools for development"
     for c in code(read(path)):
-        if not exports(c):
-            continue
-        for n in ast.walk(ast.parse(c.source)):
-            if not isinstance(n, (ast.Import, ast.ImportFrom)):
-                continue
-            assert not any(a.name == '*' for a in n.names), f'a star import in an exported cell: {c.source}'
-            mods = (
-                [a.name for a in n.names]
-                if isinstance(n, ast.Import)
-                else [f'jepa_lit.{a.name}' for a in n.names]
-                if n.module in (None, 'jepa_lit')
-                else [f'jepa_lit.{n.module}' if n.level else n.module]
+        for m in imported(c.source) if exports(c) else ():
+            assert m.split('.')[0] not in ('nbdev', 'execnb', 'fastcore', 'beartype', 'pytest'), (
+                f'{m} is for development only'
             )
-            for m in mods:
-                assert m.split('.')[0] not in ('nbdev', 'execnb', 'beartype', 'pytest'), (
-                    f'{m} is for development only'
+            if m.startswith('jepa_lit.') and m != 'jepa_lit.__version__':
+                assert numbers.get(m.split('.')[1], 99) < numbers[path.stem[3:]], (
+                    f'{path.stem} exports code that imports {m}'
                 )
-                if m.startswith('jepa_lit.') and m != 'jepa_lit.__version__':
-                    assert place.get(m.split('.')[1], 99) < place[path.stem[3:]], (
-                        f'{path.stem} exports code that imports {m}'
-                    )
+
+
+@each
+def test_no_page_imports_what_it_exports(path):
+    "A page that did would pass on a stale export; code run in a child process must"
+    for c in code(read(path)):
+        assert f'jepa_lit.{path.stem[3:]}' not in imported(c.source), c.source
 
 
 @each
 def test_one_export_a_cell(path):
     for c in code(read(path)):
-        defs = (
-            [
-                n.name
-                for n in ast.parse(c.source).body
-                if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and n.name[0] != '_'
-            ]
-            if exports(c)
-            else []
-        )
+        body = ast.parse(c.source).body if exports(c) else []
+        defs = [n.name for n in body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and n.name[0] != '_']
         assert len(defs) <= 1, f'{defs} in one cell'
 
 
@@ -112,9 +131,10 @@ def test_leaves_torch_as_it_was(path):
     text = '\n'.join(
         c.source for c in code(read(path)) if 'nbdev_export(' not in c.source
     )  # which nbdev_test skips
-    assert text.count('set_grad_enabled(False)') <= text.count('set_grad_enabled(True)') and text.count(
-        'set_default_dtype('
-    ) == 2 * text.count('finally: torch.set_default_dtype(')
+    assert text.count('set_grad_enabled(False)') <= text.count('set_grad_enabled(True)')
+    assert text.count('set_default_dtype(') == 2 * len(
+        re.findall(r'finally:\s+torch.set_default_dtype\(', text)
+    )
 
 
 @every

@@ -1,0 +1,210 @@
+"What a newcomer meets first: names of `jepa_lit` itself, help texts, types, and what an import costs"
+
+import ast
+import importlib
+import pydoc
+import re
+import subprocess
+import sys
+import pytest
+from conftest import root
+
+library = root / 'jepa_lit'
+modules = {p.stem: p for p in sorted(library.glob('[!_]*.py'))}
+stub = ast.parse((library / '__init__.pyi').read_text())
+lines = [(n.module, a.name) for n in stub.body if isinstance(n, ast.ImportFrom) for a in n.names]
+names = {name: module for module, name in lines if module}
+
+RELIED_ON = """
+    sincos_2d ViT vit Predictor MultiBlock EMA IJEPA epps_pulley epps_pulley_exact SIGReg MultiCrop LeJEPA
+    load_ijepa load_predictor to_hf from_hf load_run prediction projector directions load read_image probe knn linear
+    embed_all recipe build Run Table write_shards ConvNet to_timm to_meta fit stream
+""".split()
+
+# Private parts of dependencies, each in one place that says what to do when it goes.
+PRIVATE = {}
+
+
+def python(code):
+    "What a fresh interpreter prints"
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=root)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_names_that_others_rely_on():
+    assert not [name for name in RELIED_ON if name not in names]
+
+
+def test_every_name_is_where_the_stub_says():
+    import jepa_lit
+
+    for name, module in names.items():
+        assert getattr(jepa_lit, name) is getattr(importlib.import_module(f'jepa_lit.{module}'), name)
+    assert set(names) <= set(dir(jepa_lit))
+    assert jepa_lit.sigreg is importlib.import_module('jepa_lit.sigreg'), 'a module stays a module'
+
+
+def test_no_name_equals_a_module():
+    assert not set(names) & set(modules)
+    assert {name for module, name in lines if not module} == set(modules), 'every module, and nothing else'
+
+
+def test_import_alone_does_not_load_torch():
+    assert python('import jepa_lit, sys; print("torch" in sys.modules, jepa_lit.__version__)').startswith(
+        'False '
+    )
+
+
+HEAVY = (
+    'torchvision',
+    'PIL',
+    'scipy',
+    'sklearn',
+    'matplotlib',
+    'tqdm',
+    'torch._dynamo',
+    'torch._inductor',
+    'einops',
+)
+
+
+def test_sigreg_brings_nothing_heavy():
+    "What `import torch` does not load, SIGReg does not either"
+    look = f'import sys; print([m for m in {HEAVY} if m in sys.modules])'
+    assert python(f'from jepa_lit import SIGReg; {look}') == python(f'import torch; {look}')
+
+
+def test_help_tells_the_story():
+    import jepa_lit
+
+    text = pydoc.render_doc(jepa_lit)
+    assert all(word in text for word in ('IJEPA', 'LeJEPA', 'SIGReg', 'collapse', 'jepa_lit_train'))
+
+
+@pytest.mark.parametrize(
+    'name', ['LeJEPA', 'IJEPA', 'SIGReg', 'MultiBlock', 'MultiCrop', 'ViT', 'Predictor', 'EMA']
+)
+def test_help_of_a_class_shows_its_parameters(name):
+    import jepa_lit
+
+    text = pydoc.plain(pydoc.render_doc(getattr(jepa_lit, name)))
+    assert 'Initialize internal Module state' not in text
+    for parameter in list(getattr(jepa_lit, name).__init__.__annotations__)[:3]:
+        assert re.search(rf'^ *\|? *{parameter}\b.*\n? .*\w', text, re.M), f'{parameter} with its comment'
+
+
+def public_parameters():
+    "(place, parameter) of every public function and method"
+    for module, path in modules.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.FunctionDef) or (
+                node.name.startswith('_') and node.name != '__init__'
+            ):
+                continue
+            for a in [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]:
+                if a.arg not in ('self', 'cls'):
+                    yield f'{module}.{node.name}', a
+
+
+def test_every_public_parameter_has_a_type():
+    nested = inner_functions()
+    assert not [
+        f'{place}({a.arg})'
+        for place, a in public_parameters()
+        if a.annotation is None and place not in nested
+    ]
+
+
+def inner_functions():
+    "Functions inside functions: nobody calls them from outside"
+    found = set()
+    for module, path in modules.items():
+        for outer in ast.walk(ast.parse(path.read_text())):
+            if isinstance(outer, ast.FunctionDef):
+                found |= {
+                    f'{module}.{n.name}'
+                    for n in ast.walk(outer)
+                    if isinstance(n, ast.FunctionDef) and n is not outer
+                }
+    return found
+
+
+def private(name):
+    return name.startswith('_') and not name.startswith('__')
+
+
+def test_private_parts_of_dependencies():
+    trees = {module: ast.parse(path.read_text()) for module, path in modules.items()}
+    ours = set()
+    for tree in trees.values():
+        for n in ast.walk(tree):
+            if isinstance(n, (ast.FunctionDef, ast.ClassDef)):
+                ours.add(n.name)
+            elif isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store):
+                ours.add(n.attr)
+            elif isinstance(n, (ast.AnnAssign, ast.Assign)):
+                ours |= {
+                    t.id
+                    for t in getattr(n, 'targets', [getattr(n, 'target', None)])
+                    if isinstance(t, ast.Name)
+                }
+    used = set()
+    for module, tree in trees.items():
+        for n in ast.walk(tree):
+            if isinstance(n, ast.Attribute) and private(n.attr) and n.attr not in ours:
+                used.add((module, n.attr))
+            if isinstance(n, ast.ImportFrom) and not n.level:
+                used |= {(module, part) for part in (n.module or '').split('.') if private(part)}
+                used |= {(module, a.name) for a in n.names if private(a.name)}
+            if isinstance(n, ast.Import):
+                used |= {(module, part) for a in n.names for part in a.name.split('.') if private(part)}
+    assert used == set(PRIVATE)
+
+
+PROGRAM = """
+import torch
+from jepa_lit import LeJEPA, MultiCrop, SIGReg
+
+net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 16))
+method = LeJEPA(net, views=MultiCrop(global_views=2, local_views=0, global_size=8), slices=64)
+regularizer = SIGReg(slices=256)
+optimizer = torch.optim.AdamW(method.parameters(), lr=1e-3)
+loss, logs = method(method.prepare(torch.zeros(4, 3, 8, 8, dtype=torch.uint8)))
+z: torch.Tensor = regularizer(torch.randn(8, 16))
+loss.backward()
+optimizer.step()
+"""
+
+
+def mypy(tmp_path, text, *options):
+    "mypy's exit code and words on a user's program"
+    pytest.importorskip('mypy')
+    (tmp_path / 'program.py').write_text(text)
+    command = [sys.executable, '-m', 'mypy', '--cache-dir', str(tmp_path / 'cache'), *options, 'program.py']
+    import os
+
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env=dict(os.environ, MYPYPATH=str(root))
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_types_reach_a_user(tmp_path):
+    "torch itself is left out, so that this takes seconds; the slow test reads it too"
+    (tmp_path / 'mypy.ini').write_text(
+        '[mypy]\nfollow_imports = silent\n[mypy-torch.*]\nfollow_imports = skip\n'
+    )
+    code, said = mypy(tmp_path, PROGRAM)
+    assert code == 0, said
+    code, said = mypy(tmp_path, PROGRAM.replace('SIGReg(slices=256)', 'SIGReg(slice=256)'))
+    assert code == 1 and '"slice"' in said, said
+
+
+@pytest.mark.slow
+def test_types_reach_a_user_with_all_of_torch(tmp_path):
+    (tmp_path / 'mypy.ini').write_text('[mypy]\nfollow_imports = silent\n')
+    code, said = mypy(tmp_path, PROGRAM)
+    assert code == 0, said
+    code, said = mypy(tmp_path, PROGRAM.replace('SIGReg(slices=256)', 'SIGReg(slice=256)'))
+    assert code == 1 and '"slice"' in said, said
