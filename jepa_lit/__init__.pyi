@@ -2,6 +2,7 @@
 # A function that bears its module's name is not among them: `jepa_lit.sigreg.sigreg`.
 
 from . import data as data
+from . import preprocess as preprocess
 from . import patches as patches
 from . import encoder as encoder
 from . import masks as masks
@@ -10,6 +11,7 @@ from . import ema as ema
 from . import ijepa as ijepa
 from . import collapse as collapse
 from . import probes as probes
+from . import pictures as pictures
 from . import gaussian as gaussian
 from . import normality as normality
 from . import sigreg as sigreg
@@ -31,6 +33,8 @@ from .data import Images as Images
 from .data import Splits as Splits
 from .data import generator as generator
 from .data import split as split
+from .data import one_of as one_of
+from .data import documented as documented
 from .data import SETS as SETS
 from .data import Files as Files
 from .data import batches as batches
@@ -38,14 +42,14 @@ from .data import load as load
 from .data import read_image as read_image
 from .data import find_images as find_images
 from .data import channel_statistics as channel_statistics
+from .preprocess import Preprocess as Preprocess
+from .preprocess import to_unit_range as to_unit_range
+from .preprocess import at_least_float32 as at_least_float32
 from .patches import patchify as patchify
 from .patches import unpatchify as unpatchify
 from .patches import PatchEmbed as PatchEmbed
 from .patches import sincos_2d as sincos_2d
 from .patches import resize_positions as resize_positions
-from .encoder import Preprocess as Preprocess
-from .encoder import to_unit_range as to_unit_range
-from .encoder import at_least_float32 as at_least_float32
 from .encoder import ViT as ViT
 from .encoder import vit as vit
 from .encoder import ConvNet as ConvNet
@@ -73,6 +77,7 @@ from .probes import neighbors as neighbors
 from .probes import selector as selector
 from .probes import gallery as gallery
 from .probes import embedding_figure as embedding_figure
+from .pictures import curves_figure as curves_figure
 from .normality import epps_pulley as epps_pulley
 from .normality import epps_pulley_exact as epps_pulley_exact
 from .normality import healthy as healthy
@@ -95,7 +100,6 @@ from .training import schedule as schedule
 from .training import device as device
 from .training import NonFiniteGuard as NonFiniteGuard
 from .training import MetricsLogger as MetricsLogger
-from .recipes import one_of as one_of
 from .recipes import recipe as recipe
 from .recipes import LeJEPARecipe as LeJEPARecipe
 from .recipes import IJEPARecipe as IJEPARecipe
@@ -103,7 +107,6 @@ from .recipes import build as build
 from .recipes import from_toml as from_toml
 from .recipes import to_toml as to_toml
 from .recipes import differences as differences
-from .runs import curves_figure as curves_figure
 from .runs import TrainState as TrainState
 from .runs import Run as Run
 from .runs import load_run as load_run
