@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
+from .data import documented
 
 # %% ../nbs/10_patches.ipynb #98358bc1
 def pair(
@@ -19,10 +20,10 @@ def pair(
     name: str = 'size',  # what it is, for the message
 ) -> tuple[int, int]:  # (height, width), both at least 1
     "A square's side, or a rectangle's two sides, as a pair."
-    both = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, Sequence) else ()
-    if len(both) != 2 or not all(isinstance(s, int) and s > 0 for s in both):
+    sides = size if isinstance(size, Sequence) else (size, size)
+    if len(sides) != 2 or not all(isinstance(s, int) and s > 0 for s in sides):
         raise ValueError(f"expected {name} as a positive integer or two of them, got {size!r}")
-    return both
+    return tuple(sides)
 
 # %% ../nbs/10_patches.ipynb #850a03a2
 def grid_of(
@@ -57,12 +58,11 @@ def unpatchify(
     rows, cols = pair(grid, 'the grid')
     n, k = rows * cols, channels * patch * patch
     if patches.ndim != 3 or patches.shape[1:] != (n, k):
-        raise ValueError(
-            f"expected patches (b {n} {k}) for a grid of {rows}x{cols}, {channels} channels and patch size {patch}, got shape {tuple(patches.shape)}"
-        )
+        raise ValueError(f"expected patches (b {n} {k}), got shape {tuple(patches.shape)}")
     return rearrange(patches, 'b (r s) (c p q) -> b c (r p) (s q)', r=rows, c=channels, p=patch)
 
 # %% ../nbs/10_patches.ipynb #22c1fcbf
+@documented
 class PatchEmbed(nn.Module):
     "Project every patch to a token: a convolution whose stride is its kernel."
 
@@ -74,15 +74,18 @@ class PatchEmbed(nn.Module):
         dim: int,  # width of a token
     ):
         super().__init__()
-        self.grid, self.img_size = grid_of(img_size, patch_size), pair(img_size)
-        self.patch_size, self.in_chans = patch_size, in_chans
+        self.img_size = pair(img_size, 'the image size')
+        self.grid = grid_of(img_size, patch_size)
         self.proj = nn.Conv2d(in_chans, dim, patch_size, patch_size)
 
-    def forward(self, x: Tensor) -> Tensor:  # (b c h w), floating point -> (b n d), row by row
+    def forward(
+        self,
+        x: Tensor,  # images (b c h w), floating point
+    ) -> Tensor:  # tokens (b n d), row by row
         "Tokens of a batch of images."
-        c, h, w = want = (self.in_chans, *self.img_size)
-        if x.ndim != 4 or x.shape[1:] != want:
-            raise ValueError(f"expected images (b {c} {h} {w}), got shape {tuple(x.shape)}")
+        expected = (self.proj.in_channels, *self.img_size)
+        if x.ndim != 4 or x.shape[1:] != expected:
+            raise ValueError(f"expected a batch of images {expected}, got shape {tuple(x.shape)}")
         if not x.is_floating_point():
             raise TypeError(f"expected floating-point images, got {x.dtype}")
         return self.proj(x).flatten(2).transpose(1, 2)
@@ -98,7 +101,7 @@ def sincos_2d(
         raise ValueError(f"expected a width divisible by 4 for positions, got {dim}")
     omega = 10000 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
     r, s = torch.meshgrid(torch.arange(rows), torch.arange(cols), indexing='ij')
-    angles = [a.reshape(-1, 1) * omega for a in (s, r)]
+    angles = [a.reshape(-1, 1) * omega for a in (s, r)]  # the column first; each (n d/4)
     return torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], 1).float()
 
 # %% ../nbs/10_patches.ipynb #2271f0b8
@@ -109,21 +112,18 @@ def resize_positions(
     antialias: bool = False,  # smooth before shrinking
 ) -> Float[Tensor, "*one m d"]:  # as many dimensions as given, in the same type
     "Interpolate positions (bicubic) from one grid to another, of any two shapes."
-    old, new = pair(grid_from, 'grid_from'), pair(grid_to, 'grid_to')
-    n = old[0] * old[1]
-    if positions.ndim not in (2, 3) or positions.shape[:-2] not in ((), (1,)) or positions.shape[-2] != n:
-        raise ValueError(
-            f"expected positions ({n} d) or (1 {n} d) for a grid of {old[0]}x{old[1]}, got shape {tuple(positions.shape)}"
-        )
-    if old == new:
+    rows, cols = pair(grid_from, 'grid_from')
+    wanted = pair(grid_to, 'grid_to')
+    *one, n, _ = positions.shape
+    if one not in ([], [1]) or n != rows * cols:
+        raise ValueError(f"expected positions of {rows}x{cols} patches, got shape {tuple(positions.shape)}")
+    if wanted == (rows, cols):
         return positions
-    image = rearrange(positions.reshape(n, -1).float(), '(r s) d -> 1 d r s', r=old[0])
-    image = F.interpolate(image, new, mode='bicubic', antialias=antialias)
-    return (
-        rearrange(image, '1 d r s -> (r s) d')
-        .to(positions.dtype)
-        .view(*positions.shape[:-2], new[0] * new[1], -1)
-    )
+
+    image = rearrange(positions.reshape(n, -1).float(), '(r s) d -> 1 d r s', r=rows)
+    image = F.interpolate(image, wanted, mode='bicubic', antialias=antialias)
+    table = rearrange(image, '1 d r s -> (r s) d').to(positions.dtype)
+    return table.view(*one, *table.shape)
 
 # %% ../nbs/10_patches.ipynb #2dd4bd51
 def take(
@@ -136,45 +136,42 @@ def take(
 
 # %% ../nbs/10_patches.ipynb #1e4506c7
 def check_index(
-    index: Tensor,  # patch indices, int64 (b k)
+    index: Tensor,  # patch indices, int64 (b k), or (m b k) for m blocks an image
     n: int,  # patches there are
-    batch: int,  # rows expected
-    mask: Tensor | None = None,  # bool (b k), False where an entry only pads
+    batch: int,  # images expected
+    mask: Tensor | None = None,  # bool like the indices, False where an entry only pads
     name: str = 'keep',  # for the message
+    blocks: bool = False,  # expect (m b k)
 ) -> None:
     "Refuse patch indices of another type or shape; on the CPU also those out of range, repeated, or all padding."
-    for what, given in ((name, index), ('mask', mask)):
-        if given is not None and not isinstance(given, Tensor):
-            raise TypeError(f"expected {what} as a tensor, got {type(given).__name__}")
-    if index.dtype != torch.int64:
-        raise TypeError(f"expected {name} as int64 patch indices, got {index.dtype}")
-    if index.ndim != 2 or len(index) != batch or not index.numel():
-        raise ValueError(
-            f"expected {name} as patch indices ({batch} k) with k of at least 1, got shape {tuple(index.shape)}"
-        )
-    if mask is not None and (mask.dtype != torch.bool or mask.shape != index.shape):
-        raise ValueError(
-            f"expected mask as bool {tuple(index.shape)}, like {name}, got {mask.dtype} {tuple(mask.shape)}"
-        )
-    if torch.compiler.is_compiling():
-        return  # a graph has no branches on values
-    if index.device.type == 'cpu' and (mask is None or mask.device.type == 'cpu'):
-        _check_values(index, n, mask, name)
+    _check_type(index, torch.int64, name)
+    if index.ndim != 2 + blocks or index.shape[-2] != batch or not index.numel():
+        shape = f"({'m ' * blocks}{batch} k)"
+        raise ValueError(f"expected {name} as patch indices {shape}, got shape {tuple(index.shape)}")
+    if mask is not None:
+        _check_type(mask, torch.bool, 'mask')
+        if mask.shape != index.shape:
+            raise ValueError(f"expected mask {tuple(index.shape)} like {name}, got {tuple(mask.shape)}")
+    if index.device.type == 'cpu' and not torch.compiler.is_compiling():  # a graph can't branch on values
+        _check_values(index.flatten(0, -2), n, mask, name)
 
 # %% ../nbs/10_patches.ipynb #b8c96526
+def _check_type(x, dtype, name):
+    "A tensor of one type, or a one-line error"
+    given = x.dtype if isinstance(x, Tensor) else type(x).__name__
+    if given != dtype:
+        raise TypeError(f"expected {name} as a tensor of {dtype}, got {given}")
+
+
 def _check_values(index, n, mask, name):
-    "One-line errors for the values of indices"
-    low, high = (v.item() for v in index.aminmax())
+    "Patches that are there, each once, at least one an image"
+    low, high = index.aminmax()
     if low < 0 or high >= n:
         raise ValueError(f"expected {name} between 0 and {n - 1}, got {low if low < 0 else high}")
-    real = index if mask is None else index.masked_fill(~mask, n)  # padding goes to a column of its own
-    seen = torch.zeros(len(index), n + 1, dtype=torch.bool).scatter_(1, real, True)[:, :n]
-    total = index.numel() if mask is None else mask.count_nonzero().item()
-    if mask is not None and not mask.any(1).all():
-        raise ValueError(
-            f"expected at least one real patch an image in {name}, got none for image {mask.any(1).int().argmin().item()}"
-        )
-    if seen.count_nonzero().item() == total:
-        return
-    row = (seen.sum(1) < (index.shape[1] if mask is None else mask.sum(1))).int().argmax().item()
-    raise ValueError(f"expected every patch once in {name}, got one twice for image {row}")
+
+    real = torch.ones_like(index, dtype=torch.bool) if mask is None else mask
+    uses = torch.zeros(len(index), n, dtype=torch.int32).scatter_add_(1, index, real.int())
+    for wrong, what in ((~real.any(1), 'none'), ((uses > 1).any(1), 'one twice')):
+        if wrong.any():
+            row = wrong.int().argmax()
+            raise ValueError(f"expected real patches, each once, in {name}, got {what} for image {row}")

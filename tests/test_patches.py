@@ -107,13 +107,13 @@ def test_resizing_keeps_type_and_identity():
 def test_resized_positions_follow_the_place_not_the_count():
     "112x448 pixels have as many patches as 224x224: the table must change all the same"
     table = sincos_2d(14, 32)
-    at_least_float32 = resize_positions(table, 14, (7, 28)).view(7, 28, 32)
-    assert not torch.allclose(at_least_float32.view(-1, 32), table, atol=0.1)
+    wide = resize_positions(table, 14, (7, 28)).view(7, 28, 32)
+    assert not torch.allclose(wide.view(-1, 32), table, atol=0.1)
     torch.testing.assert_close(
-        at_least_float32[1:, :, :16].std(0).amax(), torch.tensor(0.0), rtol=0, atol=1e-5
+        wide[1:, :, :16].std(0).amax(), torch.tensor(0.0), rtol=0, atol=1e-5
     )  # columns are columns
     torch.testing.assert_close(
-        at_least_float32[..., 16:].std(1).amax(), torch.tensor(0.0), rtol=0, atol=1e-5
+        wide[..., 16:].std(1).amax(), torch.tensor(0.0), rtol=0, atol=1e-5
     )  # rows are rows
 
 
