@@ -16,7 +16,8 @@ from unittest import mock
 import torch, torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from .encoder import SIZES, Block, Residual, ViT
+from .backbones import Residual
+from .encoder import SIZES, Block, ViT
 from .ijepa import IJEPA
 from .lejepa import LeJEPA, projector
 from .masks import Masks

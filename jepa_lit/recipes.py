@@ -18,7 +18,8 @@ from fastcore.docments import docments
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from .data import SETS, one_of
-from .encoder import SIZES, ConvNet, ViT
+from .backbones import ConvNet
+from .encoder import SIZES, ViT
 from .preprocess import Preprocess
 from .ijepa import IJEPA, LOSSES
 from .lejepa import LeJEPA, projector

@@ -7,7 +7,8 @@ import argparse, json, time
 from pathlib import Path
 import torch
 from jepa_lit.data import generator
-from jepa_lit.encoder import ConvNet, ViT
+from jepa_lit.backbones import ConvNet
+from jepa_lit.encoder import ViT
 from jepa_lit.preprocess import Preprocess
 from jepa_lit.ijepa import IJEPA
 from jepa_lit.launch import ParallelContext, launch

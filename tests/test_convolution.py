@@ -5,7 +5,7 @@ import pytest, torch
 from torch import nn
 from torch.nn.grad import conv2d_weight
 from jepa_lit.convolution import Conv2d, columns, weight_gradient
-from jepa_lit.encoder import ConvNet
+from jepa_lit.backbones import ConvNet
 
 
 def case(b, i, o, size, kernel, stride, padding, dtype=torch.float64, seed=0):

@@ -6,7 +6,8 @@ from unittest import mock
 import pytest, torch
 from torch import nn
 from jepa_lit import encoder
-from jepa_lit.encoder import ConvNet, SIZES, ViT
+from jepa_lit.backbones import ConvNet
+from jepa_lit.encoder import SIZES, ViT
 from jepa_lit.ijepa import IJEPA
 from jepa_lit.lejepa import LeJEPA, projector
 from jepa_lit.masks import Masks, MultiBlock

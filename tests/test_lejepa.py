@@ -4,7 +4,8 @@ import copy, importlib.util, re, warnings
 from pathlib import Path
 import pytest, torch, torchvision
 from torch import nn
-from jepa_lit.encoder import ConvNet, vit
+from jepa_lit.backbones import ConvNet
+from jepa_lit.encoder import vit
 from jepa_lit.preprocess import Preprocess
 from jepa_lit.lejepa import LeJEPA, infer_width, pooled, prediction, projector
 from jepa_lit.views import MultiCrop
