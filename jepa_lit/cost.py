@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MACHINES', 'sketch', 'example', 'Profile', 'profile', 'memory', 'flops', 'communication', 'Machine', 'step_time',
-           'Estimate', 'estimate', 'utilization']
+           'Estimate', 'estimate', 'utilization', 'cost']
 
 # %% ../nbs/63_cost.ipynb #b63e5018
 import math
@@ -16,6 +16,9 @@ from unittest import mock
 import torch, torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from .data import SETS
+from .preprocess import Preprocess
+from .recipes import Recipe
 from .backbones import Residual
 from .encoder import SIZES, Block, ViT
 from .ijepa import IJEPA
@@ -567,3 +570,39 @@ def utilization(
             f"utilization: {share:.3g} times the peak; expected at least {flop / processes / peak:.3g} seconds for so many FLOPs, got {seconds:.3g}"
         )
     return share
+
+# %% ../nbs/63_cost.ipynb #4c0d4b44
+def cost(
+    recipe: Recipe,  # what to build
+    size: int | None = None,  # side of the images in pixels; the recipe's, or the data set's
+    channels: int | None = None,  # the data set's by default
+    batch: int = 2,  # images that the operations are counted on
+) -> dict:  # weights by part, bytes of state, operations of an image and of the run
+    "What a recipe's run takes, counted without running it; activations and data are not counted."
+    size = size or recipe.data.size or SETS[recipe.data.name]['size']
+    channels = channels or SETS[recipe.data.name]['channels']
+    preprocess = Preprocess(size, (0.5,) * channels, (0.25,) * channels)
+    with torch.device('meta'):
+        method = recipe.assemble(size, preprocess).to('meta')
+    if recipe.method == 'lejepa':
+        directions = torch.empty(recipe.loss.out, recipe.loss.slices, device='meta')
+        method.sigreg.forward = lambda z: (z @ directions).square().mean()  # its waves are no matrix products
+        counts = recipe.views.global_views, recipe.views.local_views
+        sides = method.views.sizes(size)
+        step = [torch.empty(v, batch, channels, s, s, device='meta') for v, s in zip(counts, sides)]
+    else:
+        masks = method.masks(recipe.run.batch, torch.Generator().manual_seed(0)).rows(0, batch)
+        step = torch.empty(batch, channels, size, size, device='meta'), masks.to('meta')
+    with FlopCounterMode(display=False) as counter:
+        method(step)[0].backward()
+    weights = {name: sum(p.numel() for p in part.parameters()) for name, part in method.named_children()}
+    trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    images = recipe.run.steps * recipe.run.batch
+    return dict(
+        weights={k: v for k, v in weights.items() if v},
+        trained=trained,
+        images=images,
+        flops_per_image=counter.get_total_flops() / batch,
+        flops=counter.get_total_flops() / batch * images,
+        state_bytes=4 * (4 * trained + sum(weights.values()) - trained),
+    )

@@ -4,21 +4,9 @@ import json, sys, types
 from dataclasses import asdict, fields, replace
 import pytest, torch
 from jepa_lit.data import SETS
-from jepa_lit.recipes import (
-    BACKBONES,
-    METHODS,
-    PAPERS,
-    RECIPES,
-    AnySize,
-    IJEPARecipe,
-    LeJEPARecipe,
-    build,
-    cost,
-    differences,
-    from_toml,
-    recipe,
-    to_toml,
-)
+from jepa_lit.backbones import BACKBONES, AnySize
+from jepa_lit.cost import cost
+from jepa_lit.recipes import METHODS, PAPERS, RECIPES, IJEPARecipe, LeJEPARecipe, build, differences, from_toml, recipe, to_toml
 from jepa_lit.runs import Run
 
 GRAY = (0.5,), (0.25,)
