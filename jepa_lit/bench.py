@@ -27,7 +27,7 @@ from .sigreg import directions, sigreg
 from .data import one_of
 from .recipes import Recipe
 from .runs import Run, record
-from .training import fit, param_groups, precision
+from .oldloop import fit, param_groups, precision
 from .views import MultiCrop
 
 # %% ../nbs/75_bench.ipynb #85614975

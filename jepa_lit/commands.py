@@ -27,7 +27,7 @@ from .probes import Table, embed_all, embedding_figure, gallery, knn, probe, raw
 from .data import one_of
 from .recipes import CarePart, Recipe, build, differences, from_toml, recipe, to_toml
 from .runs import Run, curves_figure, load_model, record, save_model
-from .training import device, fit, precision, stream
+from .oldloop import device, fit, precision, stream
 
 # %% ../nbs/74_commands.ipynb #01499ca7
 def parser(

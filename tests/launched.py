@@ -9,7 +9,7 @@ from jepa_lit.data import Images, generator
 from jepa_lit.launch import ParallelContext
 from jepa_lit.recipes import build, recipe
 from jepa_lit.runs import Run
-from jepa_lit.training import fit
+from jepa_lit.oldloop import fit
 
 SMALL = dict(
     lejepa=dict(widths='8,16', stem='2', out='8', hidden='16', global_views='2', slices='16', size='16'),

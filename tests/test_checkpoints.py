@@ -53,7 +53,7 @@ def _train(made, folder, run):
     from jepa_lit.data import channel_statistics
     from jepa_lit.recipes import build
     from jepa_lit.runs import Run
-    from jepa_lit.training import fit
+    from jepa_lit.oldloop import fit
 
     data = _data(made, folder)
     method = build(made, 32, *channel_statistics(data))
@@ -321,7 +321,7 @@ def test_one_in_flight_and_errors_come_back(tmp_path, monkeypatch):
 
 
 def test_rotation_keeps_the_best_and_what_it_cannot_read(tmp_path):
-    s = checkpoints().Checkpoints(tmp_path, keep=1)
+    s = checkpoints().Checkpoints(tmp_path, keep_last=1)
     for i in range(1, 6):
         s.save(state(i), best=2)
     s.wait()
@@ -344,7 +344,7 @@ def test_rotation_keeps_the_best_and_what_it_cannot_read(tmp_path):
 
 def test_a_reader_beside_the_writer(tmp_path):
     "Files that are rotated away while somebody lists them"
-    s, look = checkpoints().Checkpoints(tmp_path, keep=1), checkpoints().Checkpoints(tmp_path)
+    s, look = checkpoints().Checkpoints(tmp_path, keep_last=1), checkpoints().Checkpoints(tmp_path)
     for i in range(1, 60):
         s.save(state(i))
         while s.thread.is_alive():

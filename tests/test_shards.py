@@ -478,7 +478,7 @@ def test_fit(tmp_path, workers):
     "Training on shards: interrupted and resumed, the weights are the same bit for bit"
     from jepa_lit.recipes import build, recipe
     from jepa_lit.runs import Run
-    from jepa_lit.training import fit
+    from jepa_lit.oldloop import fit
 
     write_shards(load('digits', size=16).train.select(range(120)), tmp_path / 'x', 20)
     data = load('shards', tmp_path / 'x', size=16).train

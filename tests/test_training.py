@@ -9,7 +9,7 @@ from jepa_lit.checkpoints import write_checkpoint
 from jepa_lit.data import Files, load, channel_statistics
 from jepa_lit.recipes import build, recipe
 from jepa_lit.runs import Run, load_model, load_run, save_model
-from jepa_lit.training import SingleProcess, fit, stream
+from jepa_lit.oldloop import SingleProcess, fit, stream
 
 small = recipe(
     'digits',
