@@ -30,9 +30,9 @@ from .callbacks import Checkpoint, HealthWatch, MetricsLogger, NonFiniteGuard, O
 from .checkpoints import atomic_write
 from .commands import command
 from .data import Images, generator, one_of
-from .datasets import channel_statistics, load
+from .data import channel_statistics, load
 from .encoder import vit
-from .experiment import online_probe
+from .commands import online_probe
 from .ijepa import IJEPA
 from .normality import quadrature
 from .plain import PlainIJEPA, plain_masks, plain_predict
@@ -41,7 +41,7 @@ from .recipes import LeJEPARecipe, build, recipe
 from .runs import Run, machine
 from .sampler import MultiBlock
 from .sigreg import sigreg
-from .slices import directions
+from .sigreg import directions
 from .training import fit, param_groups, precision, stream
 from .views import MultiCrop
 

@@ -26,7 +26,8 @@ from .normality import healthy
 from .probes import Table, embed_all, embedding_figure, gallery, knn, probe, raw_pixels
 from .data import one_of
 from .recipes import CarePart, Recipe, build, differences, from_toml, recipe, to_toml
-from .runs import Run, curves_figure, load_model, record, save_model
+from .pictures import curves_figure
+from .runs import Run, load_model, record, save_model
 from .oldloop import device, fit, precision, stream
 
 # %% ../nbs/74_commands.ipynb #01499ca7

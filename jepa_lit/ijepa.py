@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from .ema import EMA, momentum_schedule
 from .encoder import ViT
 from .preprocess import Preprocess, to_unit_range, at_least_float32
-from .masks import Masks, MultiBlock
+from .masks import Masks
+from .sampler import MultiBlock
 from .patches import patchify, take
 from .predictor import Predictor
 

@@ -20,7 +20,8 @@ from .data import one_of
 from .recipes import METHODS, RECIPES, IJEPARecipe, LeJEPARecipe, Recipe, build, recipe
 from .checkpoints import random_states, set_random_states
 from .ema import EMA
-from .runs import FILES, Run, curves_figure, load_model, load_run, record, save_model
+from .pictures import curves_figure
+from .runs import FILES, Run, load_model, load_run, record, save_model
 from .sigreg import SIGReg
 
 Run.cut, Run.advice, Run.check = Run.truncate, lambda run: '', lambda run, recipe: run.check_resume()

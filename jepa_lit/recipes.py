@@ -25,7 +25,8 @@ from .backbones import BACKBONES, READS, BackboneConfig
 from .encoder import EncoderConfig
 from .ijepa import IJEPA
 from .lejepa import LeJEPA, projector
-from .masks import MultiBlock, Random, Rasterized, SingleBlock
+from .masks import Random, Rasterized, SingleBlock
+from .sampler import MultiBlock
 from .patches import grid_of
 from .predictor import Predictor
 from .preprocess import Preprocess

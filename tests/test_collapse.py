@@ -7,7 +7,7 @@ from jepa_lit.data import generator, load, channel_statistics
 from jepa_lit.encoder import ViT
 from jepa_lit.preprocess import Preprocess
 from jepa_lit.ijepa import IJEPA, baselines, standardize
-from jepa_lit.masks import MultiBlock
+from jepa_lit.sampler import MultiBlock
 from jepa_lit.patches import take
 from jepa_lit.predictor import Predictor
 

@@ -10,7 +10,8 @@ from jepa_lit.backbones import ConvNet
 from jepa_lit.encoder import SIZES, ViT
 from jepa_lit.ijepa import IJEPA
 from jepa_lit.lejepa import LeJEPA, projector
-from jepa_lit.masks import Masks, MultiBlock
+from jepa_lit.masks import Masks
+from jepa_lit.sampler import MultiBlock
 from jepa_lit.predictor import Predictor
 from jepa_lit.cost import (
     MACHINES,

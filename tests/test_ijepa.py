@@ -7,7 +7,8 @@ from safetensors import safe_open
 from jepa_lit.encoder import ViT
 from jepa_lit.preprocess import Preprocess
 from jepa_lit.ijepa import IJEPA, standardize
-from jepa_lit.masks import Masks, MultiBlock
+from jepa_lit.masks import Masks
+from jepa_lit.sampler import MultiBlock
 from jepa_lit.patches import take
 from jepa_lit.predictor import Predictor
 

@@ -179,7 +179,7 @@ def test_second_run_in_a_folder_is_refused(tmp_path):
 
 
 def _alone(path, queue):
-    from jepa_lit.checkpoints import _held
+    from jepa_lit.bench import _held
 
     _held.clear()  # a process that was started, not forked
     try:
