@@ -6,27 +6,29 @@
 __all__ = ['effective_rank', 'spread', 'mean_cosine', 'lidar', 'health', 'verdict']
 
 # %% ../nbs/20_collapse.ipynb #0afe5f8e
-import torch
 from collections.abc import Mapping
+
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 # %% ../nbs/20_collapse.ipynb #88b22b85
-def _checked(z, axes='n d'):
-    "Embeddings as float64, or one line that says what is wrong with them"
-    if not isinstance(z, Tensor):
-        raise TypeError(f"expected embeddings as a tensor ({axes}), got {type(z).__name__}")
-    if z.ndim != len(axes.split()):
-        raise ValueError(f"expected embeddings ({axes}), got shape {tuple(z.shape)}")
-    if not z.is_floating_point():
-        raise TypeError(f"expected floating-point embeddings, got {z.dtype}")
-    if len(z) < 2:
-        raise ValueError(f"expected at least 2 embeddings, got {len(z)}")
+def _float64(z, axes='n d'):
+    "Embeddings that can be measured, in double precision."
+    if not isinstance(z, Tensor) or not z.is_floating_point():
+        raise TypeError(f"expected floating-point embeddings, got {getattr(z, 'dtype', type(z).__name__)}")
+    if z.ndim != len(axes.split()) or min(z.shape[:-1]) < 2:
+        raise ValueError(f"expected embeddings ({axes}), at least 2, got shape {tuple(z.shape)}")
     if not z.isfinite().all():
-        raise ValueError(
-            f"expected finite embeddings, got {int((~z.isfinite()).sum())} values that are NaN or infinite"
-        )
+        raise ValueError("expected finite embeddings, got NaN or infinity")
     return z.detach().to('cpu', torch.float64)
+
+
+def _count(p, rounding):
+    "The exponential of the entropy of p, scaled to a sum of one; 1 where p is nothing but rounding."
+    if p.max() <= rounding:
+        return torch.tensor(1.0)
+    return torch.exp(torch.special.entr(p / p.sum()).sum()).float()
 
 # %% ../nbs/20_collapse.ipynb #09d1f1ef
 def effective_rank(
@@ -34,98 +36,87 @@ def effective_rank(
     center: bool = True,  # subtract the mean first; RankMe as published does not
 ) -> Float[Tensor, ""]:  # from 1 to min(n - 1, d), or min(n, d) without centering
     "Exponential of the entropy of the normalized singular values (RankMe, Garrido et al. 2023)."
-    z = _checked(z)
+    z = _float64(z)
     s = torch.linalg.svdvals(z - z.mean(0) if center else z)
-    if s[0] <= 1e-12 * z.abs().max() or s[0] == 0:
-        return torch.tensor(1.0)
-    p = s / s.sum()
-    return torch.exp(torch.special.entr(p).sum()).float()
+    return _count(s, 1e-12 * z.abs().max())
 
 # %% ../nbs/20_collapse.ipynb #87e92045
 def spread(
     z: Float[Tensor, "n d"],  # embeddings
 ) -> Float[Tensor, ""]:  # 0 in complete collapse, 1 for a standard normal
     "Standard deviation over the samples, averaged over the coordinates."
-    return _checked(z).std(0).mean().float()
+    return _float64(z).std(0).mean().float()
 
 # %% ../nbs/20_collapse.ipynb #b10cf88e
 def mean_cosine(
     z: Float[Tensor, "n d"],  # embeddings; not centered, since a common direction is what it looks for
 ) -> Float[Tensor, ""]:  # from -1/(n - 1) to 1
     "Mean cosine between different embeddings."
-    u = torch.nn.functional.normalize(_checked(z), dim=1, eps=1e-300)
+    u = torch.nn.functional.normalize(_float64(z), dim=1, eps=1e-300)
     n = len(u)
     return ((u.sum(0).square().sum() - u.square().sum()) / (n * (n - 1))).float()
 
 # %% ../nbs/20_collapse.ipynb #6246eb80
 def lidar(
     z: Float[Tensor, "n v d"],  # embeddings of v views of each of n images; both at least 2
-    eps: int
-    | float = 1e-4,  # added to the diagonal of the covariance within images, in the square of z's units
+    eps: int | float = 1e-4,  # added to the diagonal of the covariance within images, in units of z squared
 ) -> Float[Tensor, ""]:  # from 1 to min(n - 1, d)
     "Number of dimensions that tell images apart by more than their views differ (LiDAR, Thilak et al. 2023)."
-    x = _checked(z, 'n v d')
-    n, v, d = x.shape
-    if min(n, v) < 2:
-        raise ValueError(f"lidar expects at least 2 images of 2 views each, got {n} of {v}")
-    if not eps >= 0:
-        raise ValueError(f"lidar expects eps >= 0, got {eps}")
-    mean = x.mean(1)
-    inner, off = (x - mean[:, None]).flatten(0, 1), mean - mean.mean(0)
-    factor, bad = torch.linalg.cholesky_ex(inner.T @ inner / len(inner) + eps * torch.eye(d, dtype=x.dtype))
-    if bad:
-        raise ValueError(f"lidar: the views differ in fewer than {d} dimensions; expected eps > 0, got {eps}")
-    p = torch.linalg.svdvals(torch.linalg.solve_triangular(factor, off.T, upper=False)).square()
-    return (
-        torch.exp(torch.special.entr(p / p.sum()).sum()).float()
-        if p.sum() > 1e-24 * mean.abs().max() ** 2
-        else torch.tensor(1.0)
-    )
+    z = _float64(z, 'n v d')
+    mean = z.mean(1)
+    between = mean - mean.mean(0)  # (n d)
+    within = (z - mean[:, None]).flatten(0, 1)  # (n*v d)
+    covariance = within.T @ within / len(within)
+    covariance.diagonal().add_(eps)
+
+    factor, failed = torch.linalg.cholesky_ex(covariance)
+    if failed or not eps >= 0:
+        raise ValueError(
+            f"eps: more than 0 expected where views differ in fewer than d dimensions, got {eps}"
+        )
+    root = torch.linalg.solve_triangular(factor, between.T, upper=False)
+    return _count(torch.linalg.svdvals(root).square(), 1e-24 * mean.abs().max() ** 2)
 
 # %% ../nbs/20_collapse.ipynb #1e6dfd1f
 def health(
     z: Float[Tensor, "n d"],  # embeddings
 ) -> dict[str, float]:  # effective_rank, spread, mean_cosine, size (root mean square) and width d
     "What can be said of a representation without labels."
-    return dict(
-        effective_rank=round(float(effective_rank(z)), 3),
-        spread=round(float(spread(z)), 6),
-        mean_cosine=round(float(mean_cosine(z)), 6),
-        size=round(float(_checked(z).square().mean().sqrt()), 6),
-        width=z.shape[1],
+    numbers = dict(
+        effective_rank=effective_rank(z),
+        spread=spread(z),
+        mean_cosine=mean_cosine(z),
+        size=_float64(z).square().mean().sqrt(),
     )
+    return {name: round(value.item(), 6) for name, value in numbers.items()} | dict(width=z.shape[1])
 
 # %% ../nbs/20_collapse.ipynb #598923bc
 def verdict(
     state: Tensor | Mapping,  # embeddings (n d), or what `health` made of them
-    least: float = 0.05,  # effective rank as a share of the width, and position_mean of zero, under which it speaks up
+    least: float = 0.05,  # effective rank by width, and position_mean by zero, under which it speaks up
     position_mean: int | float | Tensor | None = None,  # loss of predicting each position's mean target
-    zero: int
-    | float
-    | Tensor
-    | None = None,  # loss of predicting zero; that of smooth L1 on Gaussian features by default
+    zero: int | float | Tensor | None = None,  # loss of predicting zero; 0.4247, that of Gaussian features
 ) -> str:  # one line
     "The state of a representation in words."
+    zero = 0.4247 if zero is None else zero
     h = state if isinstance(state, Mapping) else health(state)
-    rank = f"effective rank {h['effective_rank']:.1f} of {h['width']}"
-    where = _where(position_mean, zero, least)
-    also = f"; {where}" if where else ''
-    if h['spread'] <= 0.01 * h['size']:
-        return f"the representation has collapsed to a point: spread {h['spread']:.2g}, {rank}{also}"
-    if h['effective_rank'] < max(2, least * h['width']):
-        return f"the representation is collapsing: {rank}, mean cosine {h['mean_cosine']:.2f}{also}"
-    if h['mean_cosine'] > 0.99:
-        return f"the embeddings share one direction: mean cosine {h['mean_cosine']:.3f}, {rank}{also}"
-    return where or f"healthy: {rank}, spread {h['spread']:.2g}"
+    numbers = (
+        f"effective rank {h['effective_rank']:.1f} of {h['width']}, "
+        f"spread {h['spread']:.2g}, mean cosine {h['mean_cosine']:.3f}"
+    )
 
-# %% ../nbs/20_collapse.ipynb #cc8223f5
-def _where(position_mean, zero, least):
-    "What the line of the positions has to say; nothing if it is high, or not given"
-    lines = dict(position_mean=position_mean, zero=0.4247 if zero is None else zero)
-    for k, v in lines.items():
-        if v is not None and not float(v) >= 0:
-            raise ValueError(f"verdict: {k} is a loss, a number from 0 on, got {float(v)}")
-    if position_mean is None or float(position_mean) > least * float(lines['zero']):
-        return ''
-    against = '0.425 for Gaussian features' if zero is None else f'{float(zero):.3g} for predicting zero'
-    return f"the targets hardly depend on the image: predicting each position's mean costs {float(position_mean):.2g} ({against})"
+    faults = []
+    if h['spread'] <= 0.01 * h['size']:
+        faults.append(f"the representation has collapsed to a point: {numbers}")
+    elif h['effective_rank'] < max(2, least * h['width']):
+        faults.append(f"the representation is collapsing: {numbers}")
+    elif h['mean_cosine'] > 0.99:
+        faults.append(f"the embeddings share one direction: {numbers}")
+
+    if position_mean is not None:
+        if not (position_mean >= 0 and zero >= 0):
+            raise ValueError(f"expected losses of at least 0, got {position_mean} and {zero}")
+        if position_mean <= least * zero:
+            costs = f"{float(position_mean):.2g} ({float(zero):.3g} for predicting zero)"
+            faults.append(f"the targets hardly depend on the image: the mean of each position costs {costs}")
+    return '; '.join(faults) or f"healthy: {numbers}"

@@ -126,8 +126,8 @@ def test_verdict_without_a_line_is_as_before():
 def test_verdict_speaks_of_positions(line):
     said = verdict(good, position_mean=line)
     assert (
-        said.startswith("the targets hardly depend on the image: predicting each position's mean costs")
-        and '0.425 for Gaussian features' in said
+        said.startswith("the targets hardly depend on the image: the mean of each position costs")
+        and '0.425 for predicting zero' in said
         and '\n' not in said
     )
 
@@ -137,7 +137,7 @@ def test_verdict_of_two_faults_begins_with_the_collapse():
     assert verdict(flat, position_mean=0.001).startswith(
         'the representation is collapsing: effective rank 1.0 of 64'
     )
-    assert verdict(flat, position_mean=0.001).endswith('(0.425 for Gaussian features)') and verdict(
+    assert verdict(flat, position_mean=0.001).endswith('(0.425 for predicting zero)') and verdict(
         flat, position_mean=0.001, zero=1.0
     ).endswith('(1 for predicting zero)')
 
