@@ -6,29 +6,26 @@
 __all__ = ['ridge_bias', 'ridge_variance', 'score', 'local_bias', 'fisher_information', 'integrated_bias', 'fisher_floor']
 
 # %% ../nbs/30_gaussian.ipynb #c8111157
-import math, warnings
-import torch
+import math
+import warnings
 from collections.abc import Callable
+
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .data import one_of
+
 # %% ../nbs/30_gaussian.ipynb #adf31641
-def _spectrum(eigenvalues, penalty):
-    "One line of complaint about a spectrum or a penalty"
+def _curvature(eigenvalues, penalty):
+    "Curvature (d) of the penalized squares, by which the formulas divide."
     if not isinstance(eigenvalues, Tensor) or not eigenvalues.is_floating_point():
-        raise TypeError(
-            f'eigenvalues must be a floating-point tensor (d), got {getattr(eigenvalues, "dtype", type(eigenvalues).__name__)}'
-        )
-    if not (eigenvalues >= 0).all() or eigenvalues.isinf().any():
-        raise ValueError(
-            f'eigenvalues must be finite and not negative, got {eigenvalues.min().item():.3g} to {eigenvalues.max().item():.3g}'
-        )
-    if not 0 <= penalty < math.inf:
-        raise ValueError(f'penalty must be finite and not negative, got {penalty!r}')
-    if penalty == 0 and (eigenvalues == 0).any():
-        raise ValueError(
-            'penalty must be positive where an eigenvalue is 0: least squares has no unique answer there'
-        )
+        raise TypeError(f'eigenvalues must be a floating-point tensor (d), got {eigenvalues}')
+    total = eigenvalues + penalty
+    if penalty < 0 or not ((eigenvalues >= 0) & (total > 0) & (total < math.inf)).all():
+        given = f'{eigenvalues.tolist()} and {penalty}'
+        raise ValueError(f'eigenvalues and penalty must be finite, not negative and not both 0, got {given}')
+    return total
 
 # %% ../nbs/30_gaussian.ipynb #c434022d
 def ridge_bias(
@@ -37,8 +34,7 @@ def ridge_bias(
     penalty: int | float,  # on the squared coefficients, zero or more; 0 is least squares, without bias
 ) -> Float[Tensor, "*b d"]:  # along each eigenvector; the norm is the bias of Lemma 1
     "Mean error of the coefficients that ridge regression fits."
-    _spectrum(eigenvalues, penalty)
-    return -penalty / (eigenvalues + penalty) * beta
+    return -penalty / _curvature(eigenvalues, penalty) * beta
 
 # %% ../nbs/30_gaussian.ipynb #2b10ab19
 def ridge_variance(
@@ -47,68 +43,54 @@ def ridge_variance(
     noise: int | float = 1.0,  # variance of a label, zero or more
 ) -> Float[Tensor, "*b d"]:  # along each eigenvector; the sum is the total of Lemma 2
     "Variance of the coefficients that ridge regression or least squares fits."
-    _spectrum(eigenvalues, penalty)
     if not 0 <= noise < math.inf:
-        raise ValueError(f'noise must be finite and not negative, got {noise!r}')
-    return noise * eigenvalues / (eigenvalues + penalty) ** 2
-
-# %% ../nbs/30_gaussian.ipynb #0c97eae9
-def _samples(x):
-    "One line of complaint about samples"
-    if not isinstance(x, Tensor):
-        raise TypeError(f'x must be a tensor (n d), got {type(x).__name__}')
-    if x.ndim != 2:
-        raise ValueError(f'x must have shape (n d), got {tuple(x.shape)}')
-    if not x.is_floating_point():
-        raise TypeError(f'x must be floating point, got {x.dtype}')
+        raise ValueError(f'noise must be finite and not negative, got {noise}')
+    return noise * eigenvalues / _curvature(eigenvalues, penalty) ** 2
 
 # %% ../nbs/30_gaussian.ipynb #47f1d688
 def score(
-    log_prob: Callable,  # differentiable log-density, (n d) -> (n); a constant factor of the density does not matter
+    log_prob: Callable,  # differentiable log-density, up to a constant, (n d) -> (n)
     x: Float[Tensor, "n d"],  # where
 ) -> Float[Tensor, "n d"]:  # the gradient ∇log p at each sample
     "Score of a density: which way is uphill, and how steep."
-    _samples(x)
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise TypeError(
+            f'x must be a floating-point tensor (n d), got {getattr(x, "dtype", type(x).__name__)}'
+        )
     x = x.detach().requires_grad_()
     with torch.enable_grad():
         value = log_prob(x)
-        total = value.sum()
-    if value.shape != x.shape[:1]:
-        raise ValueError(
-            f'log_prob must give one value a sample, shape ({len(x)},), got {tuple(value.shape)}; torch.distributions.Independent sums over coordinates'
-        )
-    if not value.requires_grad:
-        raise ValueError(
-            'log_prob must depend on x by operations that torch differentiates; nothing came back to x'
-        )
-    (s,) = torch.autograd.grad(total, x)
-    if wrong := int((~(s.isfinite().all(1) & value.isfinite())).sum()):
-        raise ValueError(
-            f'log-density and score must be finite, got NaN or infinity at {wrong} of {len(x)} samples; are they inside the support?'
-        )
-    return s
+        if x.ndim != 2 or value.shape != x.shape[:1]:
+            shapes = f'{tuple(x.shape)} -> {tuple(value.shape)}'
+            raise ValueError(f'log_prob must map (n d) -> (n), got {shapes}: see distributions.Independent')
+        if not value.requires_grad:
+            raise ValueError('log_prob must depend on x by operations that torch differentiates')
+        (gradient,) = torch.autograd.grad(value.sum(), x)
+    if not (value + gradient.sum(1)).isfinite().all():
+        raise ValueError('log-density and score must be finite, got NaN or infinity: outside the support?')
+    return gradient
 
 # %% ../nbs/30_gaussian.ipynb #6e373900
 def local_bias(
     log_prob: Callable,  # differentiable log-density, (n d) -> (n)
     task: Callable,  # label as a smooth function of the embedding, (n d) -> (n)
     x: Float[Tensor, "n d"],  # queries
-    moment: int
-    | float,  # s², mean square of the neighborhood along one axis: r²/(d + 2) for radius r, h² for a Gaussian kernel
+    moment: int | float,  # s², mean square of the neighborhood along an axis: r²/(d + 2), or h² of a kernel
 ) -> Float[Tensor, "n"]:  # expected answer minus true label, to first order in s²
     "Bias of a nearest-neighbor or kernel probe at each query (Balestriero and LeCun 2025, Lemmas 4 and 5)."
     if not 0 < moment < math.inf:
-        raise ValueError(f'moment must be positive and finite, got {moment!r}')
-    s = score(log_prob, x)
-    if (shape := task(x).shape) != x.shape[:1]:
-        raise ValueError(f'task must give one label a query, shape ({len(x)},), got {tuple(shape)}')
+        raise ValueError(f'moment must be positive and finite, got {moment}')
+    uphill = score(log_prob, x)
+    shape = task(x).shape
+    if shape != x.shape[:1]:
+        raise ValueError(f'task must map (n d) -> (n), got {tuple(x.shape)} -> {tuple(shape)}')
 
-    def one(u):
-        return task(u[None])[0]
+    def label(z):  # (d) -> ()
+        return task(z[None])[0]
 
-    slope = torch.func.vmap(torch.func.grad(one))(x)
-    bend = torch.func.vmap(torch.func.hessian(one))(x).diagonal(dim1=1, dim2=2).sum(1)
-    return moment * ((slope * s).sum(1) + bend / 2)
+    slope = torch.func.vmap(torch.func.grad(label))(x)  # ∇η
+    bend = torch.func.vmap(torch.func.hessian(label))(x).diagonal(dim1=1, dim2=2).sum(1)  # Δη
+    return moment * ((slope * uphill).sum(1) + bend / 2)
 
 # %% ../nbs/30_gaussian.ipynb #05f807b1
 def fisher_information(
@@ -116,17 +98,17 @@ def fisher_information(
     x: Float[Tensor, "n d"],  # samples of that law
 ) -> Float[Tensor, ""]:  # J(p), a Monte-Carlo mean; d for the standard normal law
     "Fisher information of a law: the mean squared length of its score. Warns where samples and density disagree."
-    s = score(log_prob, x)
-    stein = (s * (x - x.mean(0))).sum(1)  # has mean -d for a smooth density
-    if (
-        len(x) >= 30
-        and (stein.mean() + x.shape[1]).abs() > 6 * stein.std() / len(x) ** 0.5 + 1e-3 * x.shape[1]
-    ):
+    uphill = score(log_prob, x)
+    n, d = x.shape
+    stein = (uphill * (x - x.mean(0))).sum(1)  # has mean -d for a smooth density
+    gap = (stein.mean() + d).abs()
+    if n >= 30 and gap > 6 * stein.std() / n**0.5 + 1e-3 * d:
         warnings.warn(
-            f'E[x·score] is {stein.mean().item():.2f} and should be {-x.shape[1]}: the density has an edge that its gradient misses, or the samples follow another law',
+            f'E[x·score] is {stein.mean():.2f}, not {-d}: the density has an edge that its gradient misses, '
+            'or the samples follow another law',
             stacklevel=2,
         )
-    return s.square().sum(1).mean()
+    return uphill.square().sum(1).mean()
 
 # %% ../nbs/30_gaussian.ipynb #95097e2e
 def integrated_bias(
@@ -135,26 +117,20 @@ def integrated_bias(
     gradient: int | float = 1.0,  # τ², variance of the task's slope along one axis
     curvature: int | float = 0.0,  # mean of (Δη)², uncorrelated with the slope; 0 for linear tasks
 ) -> Float[Tensor, ""] | float:  # squared bias, averaged over tasks and queries, to first order in s⁴
-    "Integrated squared bias of a nearest-neighbor or kernel probe (Balestriero and LeCun 2025, Theorem 7, with its remainder)."
-    for name, v in dict(
-        information=information, moment=moment, gradient=gradient, curvature=curvature
-    ).items():
-        if not v >= 0:
-            raise ValueError(f'{name} must not be negative, got {float(v):.3g}')
+    "Integrated squared bias of a nearest-neighbor or kernel probe (Balestriero and LeCun 2025, Theorem 7)."
+    if not (information >= 0 and moment >= 0 and gradient >= 0 and curvature >= 0):
+        given = information, moment, gradient, curvature
+        raise ValueError(f'information, moment, gradient and curvature must not be negative, got {given}')
     return moment**2 * (gradient * information + curvature / 4)
 
 # %% ../nbs/30_gaussian.ipynb #f129eb25
 def fisher_floor(
     d: int,  # width of the embedding
     scale: int | float,  # value of what is held fixed, positive
-    constraint: str = 'trace',  # of the covariance: 'trace', 'det', 'frobenius' or 'spectral' (largest eigenvalue, at most)
+    constraint: str = 'trace',  # of the covariance: 'trace', 'det', 'frobenius' or 'spectral' (at most)
 ) -> float:  # d/λ, reached by N(0, λ I) alone
     "Least Fisher information of a law of given scale (Balestriero and LeCun 2025, Theorem 9)."
-    if d < 1:
-        raise ValueError(f'd must be 1 or more, got {d}')
-    if not 0 < scale < math.inf:
-        raise ValueError(f'scale must be positive and finite, got {scale!r}')
+    if d < 1 or not 0 < scale < math.inf:
+        raise ValueError(f'd must be 1 or more, and scale positive and finite, got {d} and {scale}')
     variance = dict(trace=scale / d, det=scale ** (1 / d), frobenius=scale / d**0.5, spectral=scale)
-    if constraint not in variance:
-        raise ValueError(f'constraint must be one of {", ".join(variance)}, got {constraint!r}')
-    return d / variance[constraint]
+    return d / variance[one_of(constraint, variance, 'constraint')]

@@ -219,7 +219,7 @@ def bell(z):
         (lambda: ridge_bias(torch.tensor([1.0, math.nan]), v[:2], 1.0), ValueError, 'eigenvalues'),
         (lambda: ridge_variance(torch.tensor([1.0, math.inf])), ValueError, 'finite'),
         (lambda: ridge_variance(v, math.nan), ValueError, 'nan'),
-        (lambda: ridge_variance(torch.tensor([1.0, 0.0])), ValueError, 'penalty must be positive'),
+        (lambda: ridge_variance(torch.tensor([1.0, 0.0])), ValueError, 'not both 0'),
         (lambda: ridge_variance(v, 1.0, math.inf), ValueError, 'noise'),
         (lambda: score(Normal(0.0, 1.0).log_prob, x), ValueError, 'Independent'),
         (lambda: score(bell, x[None]), ValueError, r'\(1, 4, 2\)'),

@@ -354,18 +354,18 @@ def test_bad_input(name, untyped):
     "One line that says what was given and what was expected"
     f, x = {**columns, **clouds}[name], normal(8, 2)
     least = 3 if name in ('shapiro_wilk', 'shapiro_francia', 'vasicek_entropy') else 2
-    second = '(n d)' if name in clouds else '(n s)'
+    shape = f'x must be (n), (n s) or (v n s) with n of {least} or more, got '
     for bad, kind, told in (
-        (x.tolist(), TypeError, f'x must be a tensor (n), {second}'),
-        (x.long(), TypeError, 'x must be floating point, got torch.int64'),
-        (x > 0, TypeError, 'x must be floating point, got torch.bool'),
-        (x.to(torch.complex64), TypeError, 'x must be floating point'),
-        (x[None, None], ValueError, f'x must have shape (n), {second}'),
-        (x[0, 0], ValueError, 'got ()'),
-        (x[: least - 1], ValueError, f'x needs at least {least} samples, got {least - 1}'),
-        (x[None, :0], ValueError, f'x needs at least {least} samples, got 0'),
-        (torch.cat([x, x.log()]), ValueError, 'x must be finite, got'),
-        (x / 0, ValueError, 'x must be finite, got 16'),
+        (x.tolist(), TypeError, 'x must be a floating-point tensor, got list'),
+        (x.long(), TypeError, 'x must be a floating-point tensor, got torch.int64'),
+        (x > 0, TypeError, 'x must be a floating-point tensor, got torch.bool'),
+        (x.to(torch.complex64), TypeError, 'x must be a floating-point tensor'),
+        (x[None, None], ValueError, f'{shape}(1, 1, 8, 2)'),
+        (x[0, 0], ValueError, f'{shape}()'),
+        (x[: least - 1], ValueError, f'{shape}({least - 1}, 2)'),
+        (x[None, :0], ValueError, f'{shape}(1, 0, 2)'),
+        (torch.cat([x, x.log()]), ValueError, 'x must be finite, got NaN or infinity'),
+        (x / 0, ValueError, 'x must be finite, got NaN or infinity'),
     ):
         with pytest.raises(kind) as e:
             f(bad)
