@@ -30,7 +30,7 @@ from .callbacks import Checkpoint, HealthWatch, MetricsLogger, NonFiniteGuard, O
 from .checkpoints import atomic_write
 from .commands import command
 from .data import Images, generator, one_of
-from .data import channel_statistics, load
+from .datasets import channel_statistics, load
 from .encoder import vit
 from .commands import online_probe
 from .ijepa import IJEPA

@@ -16,7 +16,7 @@ from unittest import mock
 import torch, torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from .data import SETS
+from .datasets import SETS
 from .preprocess import Preprocess
 from .recipes import Recipe
 from .backbones import Residual

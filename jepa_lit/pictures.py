@@ -12,7 +12,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .data import Files, Images, generator
+from .data import Images, generator
+from .datasets import Files
 from .probes import neighbors
 
 # %% ../nbs/22_pictures.ipynb #5fdb29aa

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['to_unit_range', 'Preprocess', 'at_least_float32']
 
-# %% ../nbs/03_preprocess.ipynb #1c3c23c3
+# %% ../nbs/03_preprocess.ipynb #28ec7109
 from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from .data import documented
 
-# %% ../nbs/03_preprocess.ipynb #30304ca9
+# %% ../nbs/03_preprocess.ipynb #a6050c8b
 def to_unit_range(
     images: Tensor,  # uint8, or floating point in [0, 1]
 ) -> Tensor:  # float32 in [0, 1]
@@ -20,43 +20,40 @@ def to_unit_range(
     if images.dtype == torch.uint8:
         return images.float() / 255
     if not images.is_floating_point():
-        raise TypeError(f"expected images as uint8 or as floats in [0, 1], got {images.dtype}")
+        raise TypeError(f'expected images as uint8 or as floats in [0, 1], got {images.dtype}')
     if images.device.type == 'cpu' and images.numel():
-        lo, hi = (v.item() for v in images.aminmax())
-        if not -0.01 <= lo <= hi <= 1.01:
-            raise ValueError(f"expected floats in [0, 1] without NaN, got values from {lo:.3g} to {hi:.3g}")
+        low, high = (v.item() for v in images.aminmax())
+        if not -0.01 <= low <= high <= 1.01:
+            raise ValueError(f'expected floats in [0, 1] without NaN, got {low:.3g} to {high:.3g}')
     return images.float()
 
-# %% ../nbs/03_preprocess.ipynb #288cf80c
+# %% ../nbs/03_preprocess.ipynb #e23470b2
+@documented
 class Preprocess(nn.Module):
     "Bring images to a model's size, channels and scale."
 
     def __init__(
         self,
         size: int | None = None,  # side in pixels that `forward` resizes to; None leaves the size alone
-        mean: Tensor | Sequence[float] = (
-            0.5,
-        ),  # per channel, of images in [0, 1]; its length is the number of channels, 1 or 3
-        std: Tensor | Sequence[float] = (0.25,),  # per channel, positive
+        mean: Tensor | Sequence[float] = (0.5,),  # of each channel, in units of [0, 1]; 1 or 3 of them
+        std: Tensor | Sequence[float] = (0.25,),  # standard deviation of each, positive
     ):
         super().__init__()
         mean, std = [torch.as_tensor(x, dtype=torch.float32).flatten() for x in (mean, std)]
         if len(mean) not in (1, 3) or len(mean) != len(std) or not (std > 0).all():
-            raise ValueError(
-                f"Preprocess expects 1 or 3 means and as many positive deviations, got mean={mean.tolist()}, std={std.tolist()}"
-            )
+            got = f'mean={mean.tolist()}, std={std.tolist()}'
+            raise ValueError(f'Preprocess expects 1 or 3 means and as many positive deviations, got {got}')
         self.size, self.channels = size, len(mean)
         self.register_buffer('mean', mean.view(-1, 1, 1))
         self.register_buffer('std', std.view(-1, 1, 1))
 
     def forward(
-        self, images: Tensor
-    ) -> Tensor:  # uint8, or float in [0, 1], (b c h w) -> float32 (b channels size size)
+        self,
+        images: Tensor,  # uint8, or float in [0, 1], (b c h w) with 1 or 3 channels
+    ) -> Tensor:  # float32 (b channels size size)
         "Scale, convert the channels, resize (bilinear, antialiased), normalize."
         if images.ndim != 4 or images.shape[1] not in (1, 3):
-            raise ValueError(
-                f"expected images (b c h w) with 1 or 3 channels, got shape {tuple(images.shape)}"
-            )
+            raise ValueError(f'expected images (b c h w), 1 or 3 channels, got {tuple(images.shape)}')
         x = to_unit_range(images).to(self.mean.device)
         if x.shape[1] > self.channels:
             x = (x * x.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
@@ -66,14 +63,17 @@ class Preprocess(nn.Module):
             x = F.interpolate(x, (self.size, self.size), mode='bilinear', antialias=True)
         return self.normalize(x)
 
-    def normalize(self, x: Tensor) -> Tensor:  # float in [0, 1], (... c h w) -> the same shape
-        "Subtract the mean and divide by the deviation, channel by channel."
+    def normalize(
+        self,
+        x: Tensor,  # float in [0, 1], (... c h w)
+    ) -> Tensor:  # the same shape
+        "Subtract the mean and divide by the standard deviation, channel by channel."
         return (x - self.mean) / self.std
 
     def extra_repr(self):
-        return f"size={self.size}, channels={self.channels}"
+        return f'size={self.size}, channels={self.channels}'
 
-# %% ../nbs/03_preprocess.ipynb #900c1290
+# %% ../nbs/03_preprocess.ipynb #9c4743c5
 def at_least_float32(
     x: Tensor,  # floating point
 ) -> Tensor:  # float32, or float64 where x is

@@ -22,7 +22,8 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .data import Files, Images, batches, generator, split
+from .data import Images, generator, split
+from .datasets import Files, batches
 
 # %% ../nbs/21_probes.ipynb #c6984a76
 def raw_pixels(

@@ -20,7 +20,7 @@ import torch
 from msgspec import Meta
 from torch import Tensor, nn
 from .data import one_of, read_parameters
-from .data import SETS
+from .datasets import SETS
 from .backbones import BACKBONES, READS, BackboneConfig
 from .encoder import EncoderConfig
 from .ijepa import IJEPA

@@ -22,7 +22,7 @@ import jepa_lit
 from .callbacks import shown_weights
 from .checkpoints import Checkpoints, atomic_write, locked, read_checkpoint
 from .data import one_of
-from .data import SETS
+from .datasets import SETS
 from .pictures import curves_figure
 from .recipes import Recipe, as_dict, build, convert_old, json_digest, read_field, read_toml, recipe
 

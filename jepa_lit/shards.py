@@ -18,19 +18,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm.auto import tqdm
-from jepa_lit.data import (
-    LOADERS,
-    Files,
-    Images,
-    Splits,
-    _cache_place,
-    _index,
-    _pick,
-    batches,
-    generator,
-    read_image,
-    split,
-)
+from .data import Images, Splits, pick, generator, split
+from .datasets import cache_folder
+from .datasets import LOADERS, Files, batches, read_image
 
 # %% ../nbs/62_shards.ipynb #687da98f
 @cache
@@ -182,7 +172,7 @@ def _count(path: str) -> dict:
 def _indexed(root: str, paths: list[str]) -> tuple[dict, str]:
     "What is known of each shard, from the index and by counting, also of those that are gone; and a note"
     file = (
-        _cache_place()
+        cache_folder()
         / f'shards-{hashlib.blake2b(root.encode("utf-8", "backslashreplace"), digest_size=8).hexdigest()}.json'
     )
     try:
@@ -263,9 +253,9 @@ class Shards(Files):
 
     def select(self, index: Tensor | np.ndarray | Sequence) -> 'Shards':
         "Some of the images, in that order; a stream reads them in the order of the shards"
-        index = torch.arange(len(self))[_index(index)]
+        index = pick(torch.arange(len(self)), index)
         return replace(
-            self, rows=index if self.rows is None else self.rows[index], labels=_pick(self.labels, index)
+            self, rows=index if self.rows is None else self.rows[index], labels=pick(self.labels, index)
         )
 
     @cached_property

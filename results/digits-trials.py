@@ -9,7 +9,7 @@ import json, sys, time
 import numpy as np, torch
 from sklearn.model_selection import StratifiedKFold
 from jepa_lit.commands import splits_of
-from jepa_lit.data import channel_statistics
+from jepa_lit.datasets import channel_statistics
 from jepa_lit.probes import draw, regress, standardize
 from jepa_lit.recipes import build, recipe
 from jepa_lit.oldloop import fit

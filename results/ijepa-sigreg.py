@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from jepa_lit.commands import splits_of
 from jepa_lit.collapse import health
-from jepa_lit.data import channel_statistics
+from jepa_lit.datasets import channel_statistics
 from jepa_lit.ijepa import IJEPA, baselines, standardize
 from jepa_lit.patches import take
 from jepa_lit.probes import few_label, knn, linear

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from jepa_lit.commands import splits_of
 from jepa_lit.collapse import health
-from jepa_lit.data import channel_statistics
+from jepa_lit.datasets import channel_statistics
 from jepa_lit.probes import few_label, linear
 from jepa_lit.recipes import build, recipe
 from jepa_lit.runs import Run

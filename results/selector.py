@@ -16,7 +16,7 @@ import numpy as np, torch
 from sklearn.model_selection import StratifiedKFold
 from jepa_lit.commands import splits_of
 from jepa_lit.collapse import health
-from jepa_lit.data import channel_statistics
+from jepa_lit.datasets import channel_statistics
 from jepa_lit.probes import few_label, knn, linear, regress, standardize
 from jepa_lit.recipes import build, recipe
 from jepa_lit.runs import Run, record

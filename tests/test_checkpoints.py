@@ -34,7 +34,7 @@ def _made(method, workers):
 
 def _data(made, folder):
     "Digits in memory, or on disk where workers are to read them"
-    from jepa_lit.data import Files, load
+    from jepa_lit.datasets import Files, load
     from PIL import Image
 
     data = load('digits').train.select(torch.arange(160))
@@ -50,7 +50,7 @@ def _data(made, folder):
 
 def _train(made, folder, run):
     "What the child does"
-    from jepa_lit.data import channel_statistics
+    from jepa_lit.datasets import channel_statistics
     from jepa_lit.recipes import build
     from jepa_lit.runs import Run
     from jepa_lit.oldloop import fit

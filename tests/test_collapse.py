@@ -3,7 +3,8 @@
 import pytest, torch
 from torch import nn
 from jepa_lit.collapse import effective_rank, health, lidar, mean_cosine, spread, verdict
-from jepa_lit.data import generator, load, channel_statistics
+from jepa_lit.data import generator
+from jepa_lit.datasets import load, channel_statistics
 from jepa_lit.encoder import ViT
 from jepa_lit.preprocess import Preprocess
 from jepa_lit.ijepa import IJEPA, baselines, standardize

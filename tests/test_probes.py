@@ -8,7 +8,8 @@ from sklearn.model_selection import train_test_split
 from scipy.stats import spearmanr
 from sklearn.neighbors import KNeighborsClassifier
 from jepa_lit import probes
-from jepa_lit.data import Files, Images, load
+from jepa_lit.data import Images
+from jepa_lit.datasets import Files, load
 from jepa_lit.probes import (
     ALPHAS,
     Table,

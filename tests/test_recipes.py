@@ -3,10 +3,21 @@
 import json, sys, types
 from dataclasses import asdict, fields, replace
 import pytest, torch
-from jepa_lit.data import SETS
+from jepa_lit.datasets import SETS
 from jepa_lit.backbones import BACKBONES, AnySize
 from jepa_lit.cost import cost
-from jepa_lit.recipes import METHODS, PAPERS, RECIPES, IJEPARecipe, LeJEPARecipe, build, differences, from_toml, recipe, to_toml
+from jepa_lit.recipes import (
+    METHODS,
+    PAPERS,
+    RECIPES,
+    IJEPARecipe,
+    LeJEPARecipe,
+    build,
+    differences,
+    from_toml,
+    recipe,
+    to_toml,
+)
 from jepa_lit.runs import Run
 
 GRAY = (0.5,), (0.25,)

@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 import pytest, torch
 from jepa_lit import shards
-from jepa_lit.data import Files, Images, Splits, batches, generator, load, channel_statistics
+from jepa_lit.data import Images, Splits, generator
+from jepa_lit.datasets import Files, batches, load, channel_statistics
 from jepa_lit.shards import Shards, load_shards, write_shards
 
 pytest.importorskip('datasets', reason='needs datasets, which is not installed')
