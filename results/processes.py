@@ -11,7 +11,8 @@ from jepa_lit.backbones import ConvNet
 from jepa_lit.encoder import ViT
 from jepa_lit.preprocess import Preprocess
 from jepa_lit.ijepa import IJEPA
-from jepa_lit.launch import ParallelContext, launch
+from jepa_lit.launch import launch
+from jepa_lit.parallel import ParallelContext
 from jepa_lit.lejepa import LeJEPA, projector
 from jepa_lit.predictor import Predictor
 from jepa_lit.recipes import Recipe
@@ -46,12 +47,12 @@ def cast(x, dtype):
     return type(x)(cast(v, dtype) for v in x) if type(x) in (list, tuple) else x
 
 
-def train(kind, dtype, steps, batch, team=None, share=True):
+def train(kind, dtype, steps, batch, parallel=None, share=True):
     "A plain loop: losses (s,) and the method"
     m = method(kind, dtype, steps)
-    model, (a, b) = (team.wrap(m), team.split(batch)) if team else (m, (0, batch))
-    if team and share:
-        m.share = team.size * (b - a) / batch
+    model, (a, b) = (parallel.wrap(m), parallel.split(batch)) if parallel else (m, (0, batch))
+    if parallel and share:
+        m.share = parallel.size * (b - a) / batch
     opt, out = torch.optim.AdamW(param_groups(m, 0.05), 1e-3), []
     for i in range(steps):
         pixels = torch.randint(256, (batch, 1, 8, 8), dtype=torch.uint8, generator=generator(0, 'pixels', i))
@@ -61,17 +62,17 @@ def train(kind, dtype, steps, batch, team=None, share=True):
         loss.backward()
         opt.step()
         m.after_step(i)
-        out.append(team.mean(dict(loss=loss))['loss'] if team else loss.detach().double())
-    return torch.stack(out), m
+        out.append(parallel.mean(dict(loss=loss))['loss'] if parallel else loss.item())
+    return torch.tensor(out, dtype=DOUBLE), m
 
 
 def everything(cases, batch):
     "What a process of `launch` does: each case, and the whole state at its end"
     out = {}
     for kind, dtype, steps, shard in cases:
-        team = ParallelContext(shard)
-        losses, m = train(kind, dtype, steps, batch, team)
-        out[kind, dtype, steps, shard] = losses, team.state(m)
+        parallel = ParallelContext(shard)
+        losses, m = train(kind, dtype, steps, batch, parallel)
+        out[kind, dtype, steps, shard] = losses, parallel.state(m)
     return out
 
 

@@ -6,7 +6,7 @@ import argparse, os, signal, sys, time, warnings
 from pathlib import Path
 import torch
 from jepa_lit.data import Images, generator
-from jepa_lit.launch import ParallelContext
+from jepa_lit.parallel import ParallelContext
 from jepa_lit.recipes import build, recipe
 from jepa_lit.runs import Run
 from jepa_lit.oldloop import fit

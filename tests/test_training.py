@@ -449,7 +449,7 @@ def dropping(made):
 
 def two_processes(folder):
     "In each of two: runs that were left alone, and runs that were stopped after the first step, in other global states; final weights, figures, and the first draws of a step"
-    from jepa_lit.launch import ParallelContext
+    from jepa_lit.parallel import ParallelContext
 
     team, out = ParallelContext(), {}
     for made in (replace(small, batch=8, steps=4), replace(ijepa, batch=8, steps=4)):
