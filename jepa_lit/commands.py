@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from . import shards
 from .checkpoints import atomic_write
 from .collapse import health, verdict
-from .data import SETS, batches, generator, load, channel_statistics, split
+from .data import generator, split
+from .datasets import SETS, batches, load, channel_statistics
 from .parallel import ParallelContext
 from .normality import healthy
 from .probes import Table, embed_all, embedding_figure, gallery, knn, probe, raw_pixels
