@@ -7,26 +7,29 @@ __all__ = ['half_life', 'momentum_schedule', 'EMA']
 
 # %% ../nbs/15_ema.ipynb #dfc56f8e
 import copy, math
-from collections.abc import Iterable
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+from .data import documented, one_of
 
 # %% ../nbs/15_ema.ipynb #5a73df12
 def half_life(
     momentum: int | float,  # share of the old value that an update keeps, in [0, 1]
 ) -> float:  # steps; 0 for momentum 0, infinite for momentum 1
     "How many updates it takes to replace half of the target."
-    m = _momentum(momentum)
-    return 0.0 if m == 0 else math.inf if m == 1 else math.log(0.5) / math.log(m)
+    m = _checked(momentum)
+    if m in (0, 1):
+        return math.inf if m else 0.0
+    return math.log(0.5) / math.log(m)
 
 # %% ../nbs/15_ema.ipynb #e7e4bd95
-def _momentum(m):
+def _checked(momentum):
     "A momentum as a float, or a one-line error"
-    if isinstance(m, bool) or not isinstance(m, (int, float)):
-        raise TypeError(f"a momentum is a number in [0, 1], got {type(m).__name__}")
-    if not 0 <= m <= 1:
-        raise ValueError(f"a momentum lies in [0, 1], got {m}")
-    return float(m)
+    if isinstance(momentum, bool) or not isinstance(momentum, (int, float)):
+        raise TypeError(f"expected a momentum as a number, got {type(momentum).__name__}")
+    if not 0 <= momentum <= 1:
+        raise ValueError(f"expected a momentum in [0, 1], got {momentum}")
+    return float(momentum)
 
 # %% ../nbs/15_ema.ipynb #10c3da44
 def momentum_schedule(
@@ -35,19 +38,13 @@ def momentum_schedule(
     start: int | float = 0.996,  # momentum at step 0, in [0, 1]
     end: int | float = 1.0,  # momentum at the last step and after it, in [0, 1]
     shape: str = 'linear',  # or 'cosine'
-    stretch: int
-    | float = 1.0,  # length of the schedule in units of the run; above 1 it never reaches its end
+    stretch: int | float = 1.0,  # length of the schedule in units of the run; above 1 it never ends
 ) -> float:  # the momentum of this step's update
     "Momentum from `start` to `end` over the run (Assran et al. 2023, Appendix A.1)."
-    start, end = _momentum(start), _momentum(end)
-    if steps < 1 or step < 0:
-        raise ValueError(
-            f"momentum_schedule needs steps >= 1 and step >= 0, got step={step} of steps={steps}"
-        )
-    if shape not in ('linear', 'cosine'):
-        raise ValueError(f"the shape of a momentum schedule is 'linear' or 'cosine', got {shape!r}")
-    if not stretch > 0:
-        raise ValueError(f"stretch is positive, got {stretch}")
+    start, end = _checked(start), _checked(end)
+    one_of(shape, ('linear', 'cosine'), 'shape of a momentum schedule')
+    if steps < 1 or step < 0 or stretch <= 0:
+        raise ValueError(f"expected a step of a run, got step={step} of steps={steps}, stretch={stretch}")
     u = step / (steps * stretch)
     if u >= 1:
         return end
@@ -56,6 +53,7 @@ def momentum_schedule(
     return start + (end - start) * u
 
 # %% ../nbs/15_ema.ipynb #7331000b
+@documented
 class EMA(nn.Module):
     "A frozen copy of a model that follows it by an exponential moving average."
 
@@ -66,8 +64,8 @@ class EMA(nn.Module):
     ):
         super().__init__()
         if not isinstance(model, nn.Module):
-            raise TypeError(f"EMA expects an nn.Module to follow, got {type(model).__name__}")
-        self.momentum = _momentum(momentum)
+            raise TypeError(f"expected an nn.Module to follow, got {type(model).__name__}")
+        self.momentum = _checked(momentum)
         self.model = copy.deepcopy(model).requires_grad_(False)
 
     def forward(self, *args, **kwargs):
@@ -82,40 +80,28 @@ class EMA(nn.Module):
         momentum: int | float | None = None,  # in [0, 1]; the one of the constructor by default
     ) -> None:
         "One step towards `model`: parameters are averaged, buffers and integers are copied."
-        m = _momentum(self.momentum if momentum is None else momentum)
-        pairs = _pairs(self.model.named_parameters(), model.named_parameters(), 'parameter')
-        mean = [p for p in pairs if p[0].is_floating_point() or p[0].is_complex()]
-        same = [p for p in pairs if not (p[0].is_floating_point() or p[0].is_complex())]
-        same += _pairs(self.model.named_buffers(), model.named_buffers(), 'buffer')
-        if mean:
-            torch._foreach_lerp_([t for t, _ in mean], [_like(s, t) for t, s in mean], 1 - m)
-        if same:
-            torch._foreach_copy_([t for t, _ in same], [s for _, s in same])
+        m = _checked(self.momentum if momentum is None else momentum)
+        ours, theirs = _tensors(self.model), _tensors(model)
+        a, b = [{(name, tuple(t.shape)) for name, t in side.items()} for side in (ours, theirs)]
+        if a != b:
+            raise ValueError(
+                f"expected a model like its EMA: lacks {sorted(a - b)[:3]}, adds {sorted(b - a)[:3]}"
+            )
+
+        targets, values = [], []
+        for name, t in ours.items():
+            if isinstance(t, nn.Parameter) and (t.is_floating_point() or t.is_complex()):
+                targets.append(t)
+                values.append(theirs[name].to(t.device, t.dtype))
+            else:
+                t.copy_(theirs[name])
+        if targets:
+            get_ema_multi_avg_fn(m)(targets, values, None)
 
     def extra_repr(self):
         return f"momentum={self.momentum}"
 
-# %% ../nbs/15_ema.ipynb #a9d07193
-def _pairs(
-    target: Iterable[tuple[str, Tensor]],  # names and tensors of the target
-    model: Iterable[tuple[str, Tensor]],  # names and tensors of the model that it follows
-    what: str,  # 'parameter' or 'buffer'
-) -> list[tuple[Tensor, Tensor]]:  # target beside model
-    "Match the two by name, or say in one line what does not fit"
-    ours, theirs = dict(target), dict(model)
-    if ours.keys() != theirs.keys():
-        lacks, more = [sorted(a.keys() - b.keys())[:3] for a, b in ((ours, theirs), (theirs, ours))]
-        raise ValueError(
-            f"EMA follows a model with the {what}s it was built with; this one lacks {lacks} and adds {more}"
-        )
-    for name, t in ours.items():
-        if t.shape != theirs[name].shape:
-            raise ValueError(
-                f"EMA's {what} {name} has shape {tuple(t.shape)}, the model's has {tuple(theirs[name].shape)}"
-            )
-    return [(t, theirs[name]) for name, t in ours.items()]
 
-
-def _like(s, t):
-    "`s` in the type and on the device of `t`"
-    return s if s.dtype == t.dtype and s.device == t.device else s.to(t.device, t.dtype)
+def _tensors(model):
+    "Parameters and buffers by name, a shared one once"
+    return dict(model.named_parameters()) | dict(model.named_buffers())
