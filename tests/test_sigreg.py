@@ -6,7 +6,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 from jepa_lit.normality import epps_pulley
-from jepa_lit.sigreg import SIGReg, directions, sigreg
+from jepa_lit.sigreg import SIGReg, sigreg
+from jepa_lit.slices import directions
 from conftest import need
 
 
@@ -46,21 +47,6 @@ def test_directions_follow_seed_and_step():
     one = [a(z).item() for _ in range(3)]
     b.load_state_dict({**b.state_dict(), '_extra_state': torch.tensor(2)})
     assert b(z).item() == one[2] and len(set(one)) == 3 and c(z).item() != one[0]
-
-
-@pytest.mark.parametrize('sampler', ['gaussian', 'orthogonal', 'sobol'])
-def test_directions_do_not_depend_on_the_default_type(sampler):
-    a, old = directions(5, 7, torch.Generator().manual_seed(3), sampler), torch.get_default_dtype()
-    try:
-        torch.set_default_dtype(torch.float64)
-        b, value = (
-            directions(5, 7, torch.Generator().manual_seed(3), sampler),
-            sigreg(torch.randn(4, 5, dtype=torch.float32), a),
-        )
-    finally:
-        torch.set_default_dtype(old)
-    assert a.dtype == b.dtype == value.dtype == torch.float32
-    torch.testing.assert_close(a, b)  # but for the last digits of Sobol's first point, equal
 
 
 @pytest.mark.parametrize(
@@ -280,14 +266,3 @@ def test_fewer_than_two_samples_over_all_processes():
             sigreg(torch.zeros(n, 4), a, reduce=lambda x: x)
         assert '\n' not in str(e.value)
     assert sigreg(torch.randn(1, 4), a, reduce=lambda x: 2 * x).isfinite()
-
-
-@pytest.mark.parametrize('sampler', ['gaussian', 'orthogonal', 'sobol'])
-def test_a_seed_means_one_thing_whatever_the_default_type(sampler):
-    one = directions(4, 5, torch.Generator().manual_seed(0), sampler)
-    try:
-        torch.set_default_dtype(torch.bfloat16)
-        two = directions(4, 5, torch.Generator().manual_seed(0), sampler)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    assert torch.equal(one, two)
