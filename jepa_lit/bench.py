@@ -41,7 +41,7 @@ from .recipes import LeJEPARecipe, build, recipe
 from .runs import Run, machine
 from .sampler import MultiBlock
 from .sigreg import sigreg
-from .sigreg import directions
+from .slices import directions
 from .training import fit, param_groups, precision, stream
 from .views import MultiCrop
 

@@ -13,7 +13,8 @@ import json, time
 from pathlib import Path
 import torch
 from jepa_lit.data import generator
-from jepa_lit.sigreg import directions, sigreg
+from jepa_lit.sigreg import sigreg
+from jepa_lit.slices import directions
 from jepa_lit.recipes import recipe
 from jepa_lit.runs import record
 

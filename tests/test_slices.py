@@ -54,5 +54,10 @@ def test_wave_sums_are_the_formula(shape, knots, step):
 
 def test_importing_sigreg_loads_torch_and_little_else():
     heavy = ('torchvision', 'PIL', 'scipy', 'sklearn', 'matplotlib', 'tqdm', 'torch._dynamo', 'msgspec')
-    code = f"import sys, jepa_lit.sigreg; print([m for m in {heavy} if m in sys.modules])"
-    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout == '[]\n'
+    code = f"""
+import sys, torch
+with_torch = set(sys.modules)
+import jepa_lit.sigreg
+print([m for m in {heavy} if m in set(sys.modules) - with_torch])"""
+    run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert run.stdout == '[]\n', run.stdout + run.stderr
