@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['schedule', 'Schedule', 'NonFiniteGuard', 'HealthWatch', 'OnlineProbe', 'Average', 'shown_weights', 'MetricsLogger',
-           'TensorBoard', 'Progress', 'describe', 'Checkpoint', 'save_shards', 'load_shards', 'Signals', 'TimeLimit',
-           'Compile']
+           'written', 'TensorBoard', 'Progress', 'describe', 'Checkpoint', 'save_shards', 'load_shards', 'Signals',
+           'TimeLimit', 'Compile']
 
-# %% ../nbs/52_callbacks.ipynb #b0e662a9
+# %% ../nbs/52_callbacks.ipynb #65dd940e
 import contextlib, math, os, shutil, signal, time, warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from .collapse import health, verdict
 from .sigreg import SIGReg
 from .training import Callback, TrainState
 
-# %% ../nbs/52_callbacks.ipynb #1c92789f
+# %% ../nbs/52_callbacks.ipynb #3d1bdc25
 def schedule(
     step: int,  # from 0
     steps: int,  # in all
@@ -34,78 +35,56 @@ def schedule(
         return (step + 1) / rise
     return final + (1 - final) * (1 + math.cos(math.pi * (step + 1 - rise) / (steps - rise))) / 2
 
-# %% ../nbs/52_callbacks.ipynb #fdbb2802
+# %% ../nbs/52_callbacks.ipynb #5d02fd2b
+@dataclass(eq=False)
 class Schedule(Callback):
-    "Sets the learning rate and the weight decay of each step."
+    "Sets the learning rate, and the weight decay if it changes, before each step."
 
-    def __init__(
-        self,
-        lr: float,  # peak learning rate
-        warmup: float = 0.1,  # share of the steps with a rising rate, in [0, 1)
-        final_lr: float = 1e-3,  # last rate as a fraction of the peak
-        weight_decay: float | None = None,  # of the first group of parameters; as it is by default
-        final_weight_decay: float | None = None,  # at the last step; the same by default
-        decay_shape: str = 'cosine',  # way from the first to the last: 'cosine' or 'linear'
-    ):
-        if decay_shape not in ('cosine', 'linear'):
-            raise ValueError(f"expected decay_shape 'cosine' or 'linear', got {decay_shape!r}")
-        self.lr, self.warmup, self.final_lr = lr, warmup, final_lr
-        self.weight_decay, self.final_weight_decay = weight_decay, final_weight_decay
-        self.decay_shape = decay_shape
+    lr: float  # peak learning rate
+    warmup: float = 0.1  # share of the steps with a rising rate, in [0, 1)
+    final_lr: float = 1e-3  # last rate as a fraction of the peak
+    weight_decay: float = 0.0  # of the first group of parameters, at the first step
+    final_weight_decay: float | None = None  # at the last step; as the optimizer has it by default
+    decay_shape: str = 'cosine'  # way from the first to the last: 'cosine' or 'linear'
 
     def before_step(self, state: TrainState) -> None:
         groups = state.optimizer.param_groups
         for group in groups:
             group['lr'] = self.lr * schedule(state.step, state.steps, self.warmup, self.final_lr)
-        if self.weight_decay is not None:
-            groups[0]['weight_decay'] = self.decay(state.step, state.steps)
+        if self.final_weight_decay is not None:
+            share = (state.step + 1) / state.steps
+            if self.decay_shape == 'cosine':
+                share = (1 - math.cos(math.pi * share)) / 2
+            first, last = self.weight_decay, self.final_weight_decay
+            groups[0]['weight_decay'] = first + (last - first) * share
 
-    def decay(
-        self,
-        step: int,  # from 0
-        steps: int,  # in all
-    ) -> float:
-        "The weight decay of a step."
-        first, last = self.weight_decay, self.final_weight_decay
-        if last is None:
-            return first
-        share = (step + 1) / steps
-        if self.decay_shape == 'cosine':
-            share = (1 - math.cos(math.pi * share)) / 2
-        return first + (last - first) * share
-
-# %% ../nbs/52_callbacks.ipynb #5e70261e
+# %% ../nbs/52_callbacks.ipynb #5e307da5
+@dataclass(eq=False)
 class NonFiniteGuard(Callback):
     "Leaves out a step whose loss or gradient is not finite, as if its forward pass had not been."
 
-    def __init__(
-        self,
-        max_skipped: int = 5,  # such steps in a row that end the run
-    ):
-        self.max_skipped = max_skipped
-        self.row = 0
-        self.checks = {}
+    max_skipped: int = 5  # such steps in a row that end the run
+
+    row = 0
+    checks = ()
 
     def on_start(self, state: TrainState) -> None:
         self.buffers = list(state.method.buffers())
-        self.before = [b.clone() for b in self.buffers]
-        self.checks = {m: m.check for m in state.method.modules() if isinstance(m, SIGReg)}
-        for m in self.checks:
-            m.check = False  # what is not finite is the guard's to see, on all processes at once
+        self.kept = [b.clone() for b in self.buffers]
+        self.checks = [(m, m.check) for m in state.method.modules() if isinstance(m, SIGReg)]
+        for m, _ in self.checks:
+            m.check = False  # what is not finite is seen here, on all processes at once
 
     def before_step(self, state: TrainState) -> None:
-        for old, now in zip(self.before, self.buffers):
-            old.copy_(now)
+        _copy(self.buffers, self.kept)
 
     def after_backward(self, state: TrainState) -> None:
         loss, norm = state.metrics['loss'], state.metrics['grad_norm']
-        if math.isfinite(loss) and math.isfinite(norm):
-            self.row = 0
+        state.skip = not math.isfinite(loss + norm)
+        self.row = self.row + 1 if state.skip else 0
+        if not state.skip:
             return
-        state.skip = True
-        for old, now in zip(self.before, self.buffers):
-            now.copy_(old)
-        self.row += 1
+        _copy(self.kept, self.buffers)
         said = f"the loss is {loss}, the norm of its gradient {norm}"
         if self.row >= self.max_skipped:
             raise FloatingPointError(
@@ -114,62 +93,58 @@ class NonFiniteGuard(Callback):
         warnings.warn(f"step {state.step} is skipped: {said}", stacklevel=2)
 
     def on_end(self, state: TrainState) -> None:
-        for m, check in self.checks.items():
+        for m, check in self.checks:
             m.check = check
 
-# %% ../nbs/52_callbacks.ipynb #3ca6ed80
+
+@torch.no_grad()
+def _copy(tensors, places):
+    for tensor, place in zip(tensors, places):
+        place.copy_(tensor)
+
+# %% ../nbs/52_callbacks.ipynb #cf7002f9
+@dataclass(eq=False)
 class HealthWatch(Callback):
     "Looks at the embeddings of a few images now and then, and warns when they collapse."
 
-    def __init__(
-        self,
-        images: Tensor,  # uint8 (b c h w) to embed
-        every: int = 50,  # steps between two looks; 0 for none
-    ):
-        self.images = images
-        self.every = every
-        self.said = 'healthy'
+    images: Tensor  # uint8 (b c h w) to embed
+    every: int = 50  # steps between two looks; 0 for none
+
+    said = 'healthy'
 
     def after_step(self, state: TrainState) -> None:
         if not state.due(self.every):
             return
         with state.look() as method:
             found = health(method.embed(self.images))
-        baselines = {k: state.metrics.get(k) for k in ('position_mean', 'zero')}
-        line = verdict(found, **baselines)
-        kind = line.split(':')[0]
-        if kind not in ('healthy', self.said):
+        figures = state.metrics
+        line = verdict(found, position_mean=figures.get('position_mean'), zero=figures.get('zero'))
+        before, self.said = self.said, line.split(':')[0]
+        if self.said not in ('healthy', before):
             warnings.warn(f"step {state.step - 1}: {line}", stacklevel=2)
-        self.said = kind
-        state.metrics |= {k: found[k] for k in ('effective_rank', 'spread', 'mean_cosine')}
+        figures |= {k: found[k] for k in ('effective_rank', 'spread', 'mean_cosine')}
 
-# %% ../nbs/52_callbacks.ipynb #0531771e
+# %% ../nbs/52_callbacks.ipynb #099c65a7
+@dataclass(eq=False)
 class OnlineProbe(Callback):
     "Adds the figures of a probe to the metrics now and then."
 
-    def __init__(
-        self,
-        look: Callable,  # (method, step) -> figures, 'knn' among them, say
-        every: int = 50,  # steps between two looks; 0 for none
-    ):
-        self.probe = look
-        self.every = every
+    look: Callable  # (method, step) -> figures, 'knn' among them, say
+    every: int = 50  # steps between two looks; 0 for none
 
     def after_step(self, state: TrainState) -> None:
         if state.due(self.every):
             with state.look() as method:
-                state.metrics |= self.probe(method, state.step - 1)
+                state.metrics |= self.look(method, state.step - 1)
 
-# %% ../nbs/52_callbacks.ipynb #33d02b26
+# %% ../nbs/52_callbacks.ipynb #25e5bdf0
+@dataclass(eq=False)
 class Average(Callback):
     "Keeps a moving average of the weights, shows it, and ends the run with it."
 
-    def __init__(
-        self,
-        momentum: float = 0.99,  # share of itself that the average keeps at each step, in [0, 1)
-    ):
-        self.momentum = momentum
-        self.saved = None
+    momentum: float = 0.99  # share of itself that the average keeps at each step, in [0, 1)
+
+    saved = None
 
     def on_start(self, state: TrainState) -> None:
         if state.parallel.sharded:
@@ -185,11 +160,9 @@ class Average(Callback):
         if not state.skip:
             self.model.update_parameters(state.method)
 
-    @torch.no_grad()
     def on_end(self, state: TrainState) -> None:
         if state.step == state.steps and not state.error:
-            for p, average in zip(state.method.parameters(), self.model.module.parameters()):
-                p.copy_(average)
+            _copy(self.model.module.parameters(), state.method.parameters())
 
     def state_dict(self) -> dict:
         return self.model.state_dict()
@@ -197,7 +170,7 @@ class Average(Callback):
     def load_state_dict(self, saved: dict) -> None:
         self.saved = saved
 
-# %% ../nbs/52_callbacks.ipynb #c34fa261
+# %% ../nbs/52_callbacks.ipynb #c0e0f442
 def shown_weights(
     kept: dict,  # a checkpoint's state
 ) -> dict:  # a state dict of the method
@@ -205,36 +178,40 @@ def shown_weights(
     weights, average = kept['method'], kept['callbacks'].get('Average') or {}
     return {k: average.get(f'module.{k}', v) if isinstance(v, Tensor) else v for k, v in weights.items()}
 
-# %% ../nbs/52_callbacks.ipynb #44bb77c9
+# %% ../nbs/52_callbacks.ipynb #c82f6b48
+@dataclass(eq=False)
 class MetricsLogger(Callback):
     "Hands a line to a writer after each step."
 
-    def __init__(
-        self,
-        write: Callable,  # takes a dictionary
-        truncate: Callable | None = None,  # called once with the step that the lines begin with
-        on_full: str = 'stop',  # when a line cannot be written: 'stop', or 'go on' without it
-    ):
-        self.write = write
-        self.truncate = truncate
-        self.on_full = on_full
+    write: Callable  # takes a dictionary
+    truncate: Callable | None = None  # called once with the step that the lines begin with
+    on_full: str = 'stop'  # when a line cannot be written: 'stop', or 'go on' without it
 
     def on_start(self, state: TrainState) -> None:
         if self.truncate and not state.parallel.rank:
             self.truncate(state.step)
 
     def after_step(self, state: TrainState) -> None:
-        if state.parallel.rank:
-            return
-        try:
-            self.write(state.line())
-        except OSError as e:
-            said = f"the log cannot be written ({e.strerror or e})"
-            if self.on_full == 'stop':
-                raise OSError(said) from None
-            warnings.warn(f"{said}; going on without it")
+        if not state.parallel.rank:
+            with written('a line of the log', self.on_full):
+                self.write(state.line())
 
-# %% ../nbs/52_callbacks.ipynb #84d56f29
+
+@contextlib.contextmanager
+def written(
+    what: str,  # that the block writes
+    on_full: str = 'stop',  # or 'go on'
+):
+    "Says what could not be written, in an error or in a warning."
+    try:
+        yield
+    except OSError as e:
+        said = f"{what} could not be written ({e.strerror or e})"
+        if on_full == 'stop':
+            raise OSError(said) from None
+        warnings.warn(f"{said}; going on without it")
+
+# %% ../nbs/52_callbacks.ipynb #3cbce118
 class TensorBoard(Callback):
     "Writes the figures of each step to TensorBoard's files."
 
@@ -247,45 +224,40 @@ class TensorBoard(Callback):
         except ImportError:
             raise ValueError("TensorBoard needs its package: pip install tensorboard") from None
         self.open = SummaryWriter
-        self.folder = folder
+        self.folder = str(folder)
         self.board = None
 
     def on_start(self, state: TrainState) -> None:
         if not state.parallel.rank:  # forgets what a killed process wrote after the checkpoint
-            self.board = self.open(str(self.folder), purge_step=state.step)
+            self.board = self.open(self.folder, purge_step=state.step)
 
     def after_step(self, state: TrainState) -> None:
-        if not self.board:
-            return
-        line = state.line()
-        for k in line.keys() - {'step', 'skipped'}:
-            self.board.add_scalar(k, line[k], line['step'])
+        if self.board and not state.skip:
+            line = state.line()
+            step = line.pop('step')
+            for name, value in line.items():
+                self.board.add_scalar(name, value, step)
 
     def on_end(self, state: TrainState) -> None:
         if self.board:
             self.board.close()
 
-# %% ../nbs/52_callbacks.ipynb #4b024f1d
+# %% ../nbs/52_callbacks.ipynb #c51cd825
 class Progress(Callback):
     "A bar with the figures that are worth watching."
 
-    def __init__(
-        self,
-        disable: bool = False,  # show none
-    ):
-        self.disable = disable
-        self.bar = None
+    bar = None
 
     def on_start(self, state: TrainState) -> None:
         from tqdm.auto import tqdm
 
-        off = self.disable or state.parallel.rank > 0
-        self.bar = tqdm(total=state.steps, initial=state.step, disable=off, unit='step')
+        if not state.parallel.rank:
+            self.bar = tqdm(total=state.steps, initial=state.step, unit='step')
 
     def after_step(self, state: TrainState) -> None:
-        if not state.skip:
+        if self.bar is not None:
             self.bar.set_postfix_str(describe(state.line(), state.method), refresh=False)
-        self.bar.update()
+            self.bar.update()
 
     def on_end(self, state: TrainState) -> None:
         if self.bar is not None:
@@ -297,63 +269,52 @@ def describe(
     method: nn.Module | None = None,  # whose healthy SIGReg value to show
 ) -> str:  # text beside the progress bar
     "The figures of a step that are worth watching."
-    parts = [f"loss {line['loss']:.3f}, prediction {line.get('prediction', float('nan')):.3f}"]
-    if 'position_mean' in line:
-        parts[0] += f" (position mean: {line['position_mean']:.3f})"
-    if 'sigreg' in line:
-        healthy = getattr(method, 'healthy', None)
-        parts.append(f"sigreg {line['sigreg']:.2f}" + (f" (Gaussian: {healthy:.2f})" if healthy else ''))
-    parts.append(f"{line['images_per_second']:.0f} images/s")
-    return ', '.join(parts)
+    shown = ('loss', 'prediction', 'position_mean', 'sigreg')
+    parts = [f"{k.replace('_', ' ')} {line[k]:.3f}" for k in shown if k in line]
+    if 'sigreg' in line and hasattr(method, 'healthy'):
+        parts[-1] += f' (Gaussian: {method.healthy:.2f})'
+    return ', '.join([*parts, f"{line['images_per_second']:.0f} images/s"])
 
-# %% ../nbs/52_callbacks.ipynb #3ae43e3c
+# %% ../nbs/52_callbacks.ipynb #8b1bfd83
+@dataclass(eq=False)
 class Checkpoint(Callback):
-    "Saves the run's state now and then, and begins from the newest good one."
+    "Saves the run's state now and then, and begins with the newest good one."
 
-    def __init__(
-        self,
-        checkpoints: Checkpoints,  # the folder of them
-        every: int = 100,  # steps between two
-        on_full: str = 'stop',  # when one cannot be written: 'stop', or 'go on' without it
-        identity: str | None = None,  # of the settings, a digest say: one with another is refused
-    ):
-        self.checkpoints = checkpoints
-        self.every = every
-        self.on_full = on_full
-        self.identity = identity
-        self.best = [None, -math.inf]
-        self.scores = []
+    checkpoints: Checkpoints  # the folder of them
+    every: int = 100  # steps between two
+    on_full: str = 'stop'  # when one cannot be written: 'stop', or 'go on' without it
+    identity: str | None = None  # of the settings, a digest say: one with another is refused
+
+    best = (None, -math.inf)  # step, and its score
+    scores = ()  # since the last checkpoint
 
     def on_start(self, state: TrainState) -> None:
         if state.callbacks[0] is not self:
             raise ValueError(
-                "Checkpoint stands first among the callbacks: it restores what the others begin with"
+                "expected Checkpoint as the first callback: the others begin with what it restores"
             )
-        self.state = state
         with warnings.catch_warnings():
             if state.parallel.rank:
                 warnings.simplefilter('ignore')  # the first process says it
-            kept = self.checkpoints.load(self._compare)
+            kept = self.checkpoints.load(lambda kept: self._check(state, kept))
             if kept:
                 state.load_state_dict(kept)
-                self.best = list(kept['best'])
+                self.best = kept['best']
         self.saved = state.step
         if state.parallel.mean(dict(step=float(state.step)))['step'] != state.step:
             raise ValueError(f"the processes found different checkpoints: all need {self.checkpoints.folder}")
         state.parallel.barrier()
 
-    def _compare(self, kept):
-        "Refuse what is another run's; and load the shards, since one that is damaged sends us to an older checkpoint"
-        step, folder, sharded = kept['step'], self.checkpoints.folder, self.state.parallel.sharded
-        if kept.get('identity') != self.identity:
-            raise ValueError(f"the checkpoint of step {step} in {folder} was made with other settings")
-        if ('shards' in kept) != sharded:
-            was, now = ('in shards', 'whole') if 'shards' in kept else ('whole', 'in shards')
+    def _check(self, state, kept):
+        "Refuse another run's checkpoint; of shards, one that cannot be read makes way for an older one"
+        sharded = 'shards' in kept
+        if kept.get('identity') != self.identity or sharded != state.parallel.sharded:
+            how = 'in shards' if sharded else 'whole'
             raise ValueError(
-                f"the checkpoint of step {step} in {folder} was saved {was}: expected one saved {now}"
+                f"{self.checkpoints!r} was saved {how} with settings {kept.get('identity')}: those differ"
             )
         if sharded:
-            load_shards(folder, kept, self.state)
+            load_shards(self.checkpoints.folder, kept, state)
 
     def before_step(self, state: TrainState) -> None:
         self._judge(state)
@@ -361,23 +322,28 @@ class Checkpoint(Callback):
             self._save(state)
 
     def on_end(self, state: TrainState) -> None:
-        if state.error:
-            with contextlib.suppress(OSError):
+        error = state.error
+        try:
+            if not error:
+                self._judge(state)
+                self._save(state)
+            with written('a checkpoint', 'go on' if error else self.on_full):
                 self.checkpoints.wait()
-            state.error.last_checkpoint = self.checkpoints.last()
-            return
-        self._judge(state)
-        self._save(state)
-        with self._room():
-            self.checkpoints.wait()
-        state.parallel.barrier()  # the first process has written it
+        except OSError as e:
+            error = e
+            raise
+        finally:
+            if error:
+                error.last_checkpoint = self.checkpoints.last()
+        if not error:
+            state.parallel.barrier()  # the first process has written it
 
     def _judge(self, state):
         "A step's score: an online probe's accuracy where there is one, else the mean loss since the last checkpoint"
         if 'knn' in state.metrics:
             self.scores = [state.metrics['knn']]
         elif state.metrics and not state.skip:
-            self.scores.append(-state.metrics['loss'])
+            self.scores = [*self.scores, -state.metrics['loss']]
 
     def _save(self, state):
         if state.step == self.saved:
@@ -385,30 +351,17 @@ class Checkpoint(Callback):
         self.saved = state.step
         score = sum(self.scores) / len(self.scores) if self.scores else -math.inf
         if score > self.best[1]:
-            self.best = [state.step, score]
+            self.best = (state.step, score)
         self.scores = []
-        with self._room():
+        with written('a checkpoint', self.on_full):
             shards = save_shards(self.checkpoints.folder, state) if state.parallel.sharded else {}
-            if state.parallel.rank:
-                return
-            kept = dict(state.state_dict(), best=list(self.best), identity=self.identity, **shards)
-            self.checkpoints.save(kept, self.best[0])
+            if not state.parallel.rank:
+                kept = dict(state.state_dict(), best=self.best, identity=self.identity, **shards)
+                self.checkpoints.save(kept, self.best[0])
             if shards:
                 self.checkpoints.wait()
 
-    @contextlib.contextmanager
-    def _room(self):
-        try:
-            yield
-        except OSError as e:
-            said = f"a checkpoint could not be written ({e.strerror or e})"
-            if self.on_full == 'stop':
-                error = OSError(said)
-                error.last_checkpoint = self.checkpoints.last()
-                raise error from None
-            warnings.warn(f"{said}; going on without it")
-
-# %% ../nbs/52_callbacks.ipynb #4591397f
+# %% ../nbs/52_callbacks.ipynb #e504ed8d
 def save_shards(
     folder: Path,  # of the checkpoints
     state: TrainState,  # of sharded training
@@ -417,7 +370,7 @@ def save_shards(
     place = folder / f'shards-{state.step:08d}'
     folder.mkdir(parents=True, exist_ok=True)
     state.parallel.save(place, state.method, state.optimizer, dict(step=state.step))
-    return dict(shards=place.name, shards_digest=None if state.parallel.rank else _digest(place))
+    return dict(shards=place.name, digest=_digest(state, place))
 
 
 def load_shards(
@@ -426,27 +379,28 @@ def load_shards(
     state: TrainState,  # whose weights and moments to load
 ) -> None:
     "Every process reads its part; `Damaged` in all of them if one cannot."
-    place, parallel, said = folder / kept['shards'], state.parallel, ''
-    if not parallel.rank and (not place.is_dir() or _digest(place) != kept['shards_digest']):
-        said = f"{place} is damaged: its files do not have the digest in its checkpoint"
-    if not parallel.any(bool(said)):
+    place, parallel = folder / kept['shards'], state.parallel
+    good = parallel.rank or _digest(state, place) == kept['digest']
+    said = '' if good else f"{place} is damaged: its files do not have the digest in their checkpoint"
+    if not parallel.any(said):
         try:
             parallel.load(place, state.method, state.optimizer)
         except (ValueError, OSError) as e:
             said = str(e)
-    if parallel.any(bool(said)):
+    if parallel.any(said):
         raise Damaged(said or f"{place} cannot be read by another process")
 
 
-def _digest(place):
-    return digest(sorted(p for p in place.rglob('*') if p.is_file()))
+def _digest(state, place):
+    "Of the files in a folder, for the first process"
+    files = sorted(path for path in place.rglob('*') if path.is_file())
+    return None if state.parallel.rank else digest(*files)
 
-# %% ../nbs/52_callbacks.ipynb #45262a44
+# %% ../nbs/52_callbacks.ipynb #7ef7c176
 class Signals(Callback):
-    "Ends the run after a step when SIGINT, SIGTERM, SIGUSR1 or SIGHUP (a closed terminal) asks for it; a second SIGINT ends it at once."
+    "Ends the run after a step when a signal asks for it; a second SIGINT ends it at once."
 
-    def __init__(self):
-        self.before = {}
+    handlers = ()
 
     def on_start(self, state: TrainState) -> None:
         state.asked |= dict(interrupted=False, signalled=False)
@@ -454,16 +408,17 @@ class Signals(Callback):
         def ask(number, frame):
             if number == signal.SIGINT and state.asked['interrupted']:
                 raise KeyboardInterrupt
-            state.ask('interrupted' if number == signal.SIGINT else 'signalled')
+            state.asked['interrupted' if number == signal.SIGINT else 'signalled'] = True
 
-        for name in ('SIGINT', 'SIGTERM', 'SIGUSR1', 'SIGHUP'):
+        self.handlers = []
+        for name in ('SIGINT', 'SIGTERM', 'SIGUSR1', 'SIGHUP'):  # SIGHUP: a closed terminal
             number = getattr(signal, name, None)  # Windows lacks some
             with contextlib.suppress(ValueError):  # only the main thread may
                 if number:
-                    self.before[number] = signal.signal(number, ask)
+                    self.handlers.append((number, signal.signal(number, ask)))
 
     def on_end(self, state: TrainState) -> None:
-        for number, handler in self.before.items():
+        for number, handler in self.handlers:
             signal.signal(number, handler)
         for reason in (
             'interrupted',
@@ -472,17 +427,14 @@ class Signals(Callback):
             if state.status == 'done' and state.parallel.any(state.asked[reason]):
                 state.status = reason
 
-# %% ../nbs/52_callbacks.ipynb #98b51fc1
+# %% ../nbs/52_callbacks.ipynb #de79fe9b
+@dataclass(eq=False)
 class TimeLimit(Callback):
     "Ends the run after the step in which its time is up."
 
-    reason = 'stopped by the time limit'
+    minutes: float  # by a clock that nobody sets
 
-    def __init__(
-        self,
-        minutes: float,  # by a clock that nobody sets
-    ):
-        self.minutes = minutes
+    reason = 'stopped by the time limit'
 
     def on_start(self, state: TrainState) -> None:
         state.asked[self.reason] = False
@@ -490,14 +442,13 @@ class TimeLimit(Callback):
 
     def before_step(self, state: TrainState) -> None:
         if time.monotonic() - self.began >= 60 * self.minutes:
-            state.ask(self.reason)
+            state.asked[self.reason] = True
 
-# %% ../nbs/52_callbacks.ipynb #45663338
+# %% ../nbs/52_callbacks.ipynb #8cf74583
 class Compile(Callback):
     "Compiles the parts of the method while it trains."
 
-    def __init__(self):
-        self.parts = []
+    parts = ()
 
     def on_start(self, state: TrainState) -> None:
         compilers = (os.environ.get('CXX') or 'g++', 'clang++')
