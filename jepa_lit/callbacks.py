@@ -176,7 +176,8 @@ def shown_weights(
 ) -> dict:  # a state dict of the method
     "The weights that a run would end with: the average, where one is kept."
     weights, average = kept['method'], kept['callbacks'].get('Average') or {}
-    return {k: average.get(f'module.{k}', v) if isinstance(v, Tensor) else v for k, v in weights.items()}
+    named = {k: k if k.endswith('_extra_state') else f'module.{k}' for k in weights}
+    return {k: average.get(named[k], v) for k, v in weights.items()}
 
 # %% ../nbs/52_callbacks.ipynb #c82f6b48
 @dataclass(eq=False)
