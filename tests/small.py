@@ -14,7 +14,7 @@ from jepa_lit.views import VIEWS, MultiCrop
 try:
     from jepa_lit.datasets import Files, channel_statistics, load
 except ImportError:
-    from jepa_lit.data import Files, channel_statistics, load
+    from jepa_lit.datasets import Files, channel_statistics, load
 
 KINDS = ['lejepa', 'ijepa']
 data = load('digits').train
