@@ -16,7 +16,7 @@ import torch
 import torchvision
 from msgspec import Meta
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 import jepa_lit
 from .callbacks import shown_weights
@@ -137,10 +137,9 @@ class Run:
         "Refuse a folder that holds something, unless it is a run to overwrite."
         for p in (self.path, *self.path.parents):
             if p.is_file():
-                where = self.path if p == self.path else f'{self.path}: {p}'
-                raise ValueError(f"{where} is a file: expected a folder for the run")
-        files = self.path.iterdir() if self.path.is_dir() else ()
-        if all(p.name == '.lock' or p.name.startswith('.recipe.json.') for p in files):
+                raise ValueError(f"{p} is a file: expected a folder for the run")
+        names = [p.name for p in self.path.glob('*')]
+        if all(n == '.lock' or n.startswith('.recipe.json.') for n in names):
             return
         if not overwrite:
             raise ValueError(f"{self.path} exists: expected a new folder, or a run to overwrite")
@@ -198,10 +197,14 @@ class Run:
         "The options that the run has; the defaults for a run of version 0.1.0."
         return read_options(**self._read().get('options', {}))
 
+    def check_format(self) -> None:
+        "Refuse a run whose checkpoints this version cannot read."
+        if 'format' not in self._read():
+            raise ValueError(f"{self.path} was made by version 0.1.0: its checkpoints cannot be read")
+
     def check_resume(self) -> None:
         "Refuse what cannot go on, before anything is changed."
-        if 'format' not in self._read():
-            raise ValueError(f"{self.path} was made by version 0.1.0: its checkpoints cannot be continued")
+        self.check_format()
         if self.checkpoints.files():
             return
         reached = self.reached()
@@ -214,7 +217,7 @@ class Run:
             warnings.warn(f"{self.path}: {said}; starting again at step 0", stacklevel=2)
 
     def reached(self) -> int:
-        "The step that the log or the record of the training tells of."
+        "The step that the log or the record of the training says."
         steps = [l['step'] + 1 for l in self.lines()]
         with contextlib.suppress(OSError, ValueError, AttributeError, TypeError, OverflowError):
             steps.append(int(json.loads((self.path / 'metrics.json').read_text())['step']))
@@ -293,15 +296,9 @@ def save_model(
         recipe=json.dumps(as_dict(recipe)),
         preprocess=json.dumps(scale),
     )
-    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in method.state_dict().items()}
+    tensors = {k: v.detach().cpu().contiguous() for k, v in method.state_dict().items()}
     with atomic_write(path) as tmp:
-        tmp.touch()
-        mode = tmp.stat().st_mode  # what other files get: safetensors makes its own for the owner alone
-        try:
-            save_file(tensors, tmp, dict(header, digest=_digest(tensors, header)))
-        except SafetensorError as e:
-            raise OSError(f"{path} cannot be written ({str(e).splitlines()[0]})") from None
-        tmp.chmod(mode)
+        tmp.write_bytes(save(tensors, dict(header, digest=_digest(tensors, header))))
 
 # %% ../nbs/54_runs.ipynb #d21c91a2
 def load_model(
@@ -325,12 +322,10 @@ def load_model(
         saved, scale = json.loads(header['recipe']), json.loads(header['preprocess'])
         made = recipe(**saved) if 'format' in header else convert_old(saved)
         method = build(made, scale['size'], scale['mean'], scale['std'])
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise ValueError(f"{path} has a header that this version cannot read ({e})") from None
-    try:
         method.load_state_dict(tensors)
-    except RuntimeError as e:
-        raise ValueError(f"{path} does not fit its own recipe: {str(e).splitlines()[-1].strip()}") from None
+    except (ValueError, KeyError, TypeError, RuntimeError) as e:
+        why = str(e).splitlines()[-1].strip()
+        raise ValueError(f"{path} cannot be read by this version: {why}") from None
     return method.eval(), made
 
 # %% ../nbs/54_runs.ipynb #db863f00
@@ -350,6 +345,7 @@ def load_run(
 
 def _best(folder):
     "The method of a run's best checkpoint"
+    folder.check_format()
     newest = folder.checkpoints.load() or {}
     step, _ = newest.get('best', (None, None))
     path = dict(folder.checkpoints.files()).get(step)
