@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Natural', 'Positive', 'Share', 'CROP', 'METHODS', 'RECIPES', 'PAPERS', 'CarePart', 'ViewsConfig', 'LeJEPAConfig',
-           'PredictorConfig', 'IJEPAConfig', 'AugmentConfig', 'Recipe', 'LeJEPARecipe', 'IJEPARecipe', 'as_dict',
-           'recipe', 'read_field', 'differences', 'digest', 'json_digest', 'describe_fields', 'to_toml', 'read_toml',
-           'from_toml', 'convert_old', 'build']
+           'IJEPAConfig', 'AugmentConfig', 'Recipe', 'LeJEPARecipe', 'IJEPARecipe', 'as_dict', 'recipe', 'read_field',
+           'differences', 'digest', 'json_digest', 'describe_fields', 'to_toml', 'read_toml', 'from_toml',
+           'convert_old', 'build']
 
 # %% ../nbs/53_recipes.ipynb #5d7127cd
 import contextlib, functools, hashlib, json, typing
@@ -26,8 +26,7 @@ from .encoder import EncoderConfig
 from .ijepa import IJEPA
 from .lejepa import LeJEPA, projector
 from .sampler import MasksConfig
-from .patches import grid_of
-from .predictor import Predictor
+from .predictor import PredictorConfig
 from .preprocess import Preprocess
 from .training import OptimConfig, RunConfig
 from .views import VIEWS, MultiCrop, as_pixels, crops
@@ -93,16 +92,6 @@ CROP = dict(
 )  # augmentations for I-JEPA
 
 # %% ../nbs/53_recipes.ipynb #48ef38eb
-@dataclass(frozen=True)
-class PredictorConfig:
-    "The predictor: chapter `14_predictor`."
-
-    width: Annotated[int, Meta(ge=4)] = 48  # inside the predictor
-    depth: Positive = 2  # blocks of the predictor
-    heads: Positive = 2  # of the predictor
-    shared_context: bool = False  # encode the context once for all target blocks in the predictor
-
-
 @dataclass(frozen=True)
 class IJEPAConfig:
     "The loss and the target encoder: chapter `16_ijepa`."
@@ -234,10 +223,7 @@ class IJEPARecipe(Recipe):
     ) -> IJEPA:
         "The method with fresh weights."
         net = self.encoder.encoder(size, preprocess.channels)
-        p = self.predictor
-        predictor = Predictor(
-            net.grid, self.encoder.width, p.width, p.depth, p.heads, shared_context=p.shared_context
-        )
+        predictor = self.predictor.predictor(net.grid, net.width)
         return IJEPA(
             net,
             predictor,
