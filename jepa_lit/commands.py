@@ -21,7 +21,8 @@ from . import shards
 from .checkpoints import atomic_write
 from .collapse import health, verdict
 from .data import generator, split
-from .datasets import SETS, batches, load, channel_statistics
+from .datasets import SETS, load, channel_statistics
+from .files import batches
 from .parallel import ParallelContext
 from .normality import healthy
 from .probes import Table, embed_all, embedding_figure, gallery, knn, probe, raw_pixels

@@ -7,7 +7,7 @@ __all__ = ['Kind', 'Class', 'generator', 'split', 'pick', 'ImageSet', 'Images', 
            'documented']
 
 # %% ../nbs/01_data.ipynb #c176347f
-import ast, difflib, hashlib, inspect, io, textwrap, tokenize
+import difflib, hashlib, inspect, re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from typing import TypeVar
@@ -157,7 +157,7 @@ class Splits:
                 lines.append(f'  {part}: {getattr(self, part)}')
         return '\n'.join([*lines, *(f'  ({note})' for note in self.notes)])
 
-# %% ../nbs/01_data.ipynb #b80aa27a
+# %% ../nbs/01_data.ipynb #cf33429b
 def _paint(
     at: Tensor,  # row and column of each pixel (h w 2), in image sides
     ground: Tensor,  # its color (3)
@@ -205,7 +205,7 @@ def scenes(
     images = Images(pixels, count - 1, tuple(str(c + 1) for c in range(most)))
     return images, dict(count=count, distance=distance)
 
-# %% ../nbs/01_data.ipynb #5cbaf452
+# %% ../nbs/01_data.ipynb #8ca45341
 def one_of(
     given: str,  # what was asked for
     known: Collection[str],  # the names there are
@@ -218,32 +218,28 @@ def one_of(
     hint = f'did you mean {" or ".join(near)}?' if near else f'there are {", ".join(known)}'
     raise ValueError(f"unknown {what} '{given}': {hint}")
 
-# %% ../nbs/01_data.ipynb #351bbfe6
-def _declarations(node: ast.AST) -> list[tuple]:
-    "Name, type, default and last line of each field of a class, or of each argument of a method"
-    if isinstance(node, ast.ClassDef):
-        fields = [n for n in node.body if isinstance(n, ast.AnnAssign)]
-        return [(n.target.id, n.annotation, n.value, n.end_lineno) for n in fields]
-    names = node.args.args[1:] + node.args.kwonlyargs
-    defaults = node.args.defaults + node.args.kw_defaults
-    defaults = [None] * (len(names) - len(defaults)) + defaults
-    return [(n.arg, n.annotation, d, (d or n).end_lineno) for n, d in zip(names, defaults)]
-
-
+# %% ../nbs/01_data.ipynb #d882fc1f
 def read_parameters(
     cls: type,  # a class with its own `__init__`, or a dataclass
-) -> list[tuple[str, str, str, str]]:  # name, type, default and comment, as they are written
-    "What a class is constructed from, read from its source"
-    source = textwrap.dedent(inspect.getsource(cls if is_dataclass(cls) else cls.__init__))
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    comments = {t.start[0]: t.string.lstrip('# ') for t in tokens if t.type == tokenize.COMMENT}
+) -> list[tuple[str, str, str, str]]:  # name, type, default and comment, each as text
+    "What a class is constructed from; the comments are read from its source, one parameter a line"
+    comments, name = {}, None
+    for line in inspect.getsource(cls if is_dataclass(cls) else cls.__init__).splitlines():
+        code, _, comment = line.partition('  # ')
+        if code.strip().startswith(('):', ') ->')):
+            break  # the signature ends here
+        if begins := re.match(r'\s*([A-Za-z_]\w*)[:=,]', code):
+            name = begins[1]
+        if comment:
+            comments[name] = comment
     rows = []
-    for name, kind, default, line in _declarations(ast.parse(source).body[0]):
-        written = [ast.unparse(x) if x else '' for x in (kind, default)]
-        rows.append((name, *written, comments.get(line, '')))
+    for p in inspect.signature(cls).parameters.values():
+        kind = '' if p.annotation is p.empty else inspect.formatannotation(p.annotation)
+        default = '' if p.default is p.empty else repr(p.default)
+        rows.append((p.name, kind, default, comments.get(p.name, '')))
     return rows
 
-# %% ../nbs/01_data.ipynb #06d566af
+# %% ../nbs/01_data.ipynb #9d8a7ebf
 class _Docstring(str):
     "A class's docstring that gains a section on parameters when it is first read"
 

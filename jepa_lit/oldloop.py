@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from .checkpoints import own_random
 from .collapse import health, verdict
 from .data import generator
-from .datasets import batches
+from .files import batches
 from .data import one_of
 from .recipes import METHODS, RECIPES, IJEPARecipe, LeJEPARecipe, Recipe, build, recipe
 from .checkpoints import random_states, set_random_states

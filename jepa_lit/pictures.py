@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .data import Images, generator
-from .datasets import Files
+from .files import Files
 from .probes import neighbors
 
 # %% ../nbs/22_pictures.ipynb #5fdb29aa

@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .data import Images, generator, split
-from .datasets import Files, batches
+from .files import Files, batches
 
 # %% ../nbs/21_probes.ipynb #c6984a76
 def raw_pixels(

@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm.auto import tqdm
 from .data import Images, Splits, pick, generator, split
 from .datasets import cache_folder
-from .datasets import LOADERS, Files, batches, read_image
+from .datasets import LOADERS
+from .files import Files, batches, read_image
 
 # %% ../nbs/62_shards.ipynb #687da98f
 @cache

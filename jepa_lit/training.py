@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .checkpoints import own_random, random_states, set_random_states
 from .data import generator
-from .datasets import batches
+from .files import batches
 
 # %% ../nbs/51_training.ipynb #7511edad
 def _shuffled(data, batch, seed, step, workers, rows):

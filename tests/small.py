@@ -12,9 +12,11 @@ from jepa_lit.training import param_groups
 from jepa_lit.views import VIEWS, MultiCrop
 
 try:
-    from jepa_lit.datasets import Files, channel_statistics, load
+    from jepa_lit.datasets import channel_statistics, load
+    from jepa_lit.files import Files
 except ImportError:
-    from jepa_lit.datasets import Files, channel_statistics, load
+    from jepa_lit.datasets import channel_statistics, load
+    from jepa_lit.files import Files
 
 KINDS = ['lejepa', 'ijepa']
 data = load('digits').train
@@ -27,7 +29,9 @@ def fresh(kind='lejepa', dropout=0.0):
     with own_random(0, 'weights'):
         if kind == 'ijepa':
             encoder = ViT(32, 8, 16, 1, 2, in_chans=1)
-            return IJEPA(encoder, Predictor(encoder.grid, 16, 8, 1, 2), steps=8, preprocess=Preprocess(32, *scale))
+            return IJEPA(
+                encoder, Predictor(encoder.grid, 16, 8, 1, 2), steps=8, preprocess=Preprocess(32, *scale)
+            )
         net = ConvNet(channels, (8, 24) if kind == 'wide' else (8, 16))
         head = projector(net.width, 16, 32, 2)
         views = MultiCrop(**{**VIEWS['digits'], 'global_views': 2, 'local_views': 0})

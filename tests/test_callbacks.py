@@ -76,7 +76,9 @@ def test_a_signal_after_the_last_step_is_heard(tmp_path):
 
 
 def test_time_limit_and_second_interrupt(tmp_path):
-    assert train(fresh(), tmp_path, TimeLimit(0.0)).status == 'stopped by the time limit' and last(tmp_path) == 1
+    assert (
+        train(fresh(), tmp_path, TimeLimit(0.0)).status == 'stopped by the time limit' and last(tmp_path) == 1
+    )
     assert train(fresh(), None, TimeLimit(0.0), steps=1).status == 'done'
 
     def twice():
@@ -100,7 +102,9 @@ def test_a_second_sigterm_does_not_stop_at_once(tmp_path):
     assert train(fresh(), tmp_path, Acts(3, twice)).status == 'signalled' and last(tmp_path) == 5
 
 
-@pytest.mark.parametrize('damage', ['latest', 'all', 'other', 'batch', 'seed', 'steps', 'foreign', 'identity'])
+@pytest.mark.parametrize(
+    'damage', ['latest', 'all', 'other', 'batch', 'seed', 'steps', 'foreign', 'identity']
+)
 def test_bad_checkpoint(damage, tmp_path, unchecked):
     train(fresh(), tmp_path, keep=dict(identity='a'))
     files = [p for _, p in Checkpoints(tmp_path).files()]
@@ -130,7 +134,11 @@ def test_bad_checkpoint(damage, tmp_path, unchecked):
     method = fresh('wide') if damage == 'other' else fresh()
     with pytest.raises(ValueError, match=said) as e:
         train(method, tmp_path, **how)
-    assert '\n' not in str(e.value) and '--' not in str(e.value) and len(list(tmp_path.glob('step-*'))) == len(files)
+    assert (
+        '\n' not in str(e.value)
+        and '--' not in str(e.value)
+        and len(list(tmp_path.glob('step-*'))) == len(files)
+    )
 
 
 def test_a_checkpoint_stands_first(tmp_path, unchecked):
@@ -188,7 +196,10 @@ def test_a_step_that_is_not_finite_is_skipped(how, kind, tmp_path):
 
 
 def test_many_in_a_row_stop_and_carry_the_checkpoint(tmp_path):
-    with pytest.warns(UserWarning), pytest.raises(FloatingPointError, match='step 7: .*5 steps in a row') as e:
+    with (
+        pytest.warns(UserWarning),
+        pytest.raises(FloatingPointError, match='step 7: .*5 steps in a row') as e,
+    ):
         train(broken('lejepa', 'loss', *range(3, 8)), tmp_path)
     assert '\n' not in str(e.value) and last(tmp_path) == 6
     assert e.value.last_checkpoint.name.startswith('step-00000006')
@@ -364,9 +375,15 @@ def test_processes_decide_together(tmp_path, recwarn):
     methods = []
     states = run(6, [2], methods)
     assert [s.skipped for s in states] == [1, 1] and [m.share for m in methods] == [1, 1]
-    assert [l['step'] for l in lines] == list(range(6)) and [l['step'] for l in lines if l.get('skipped')] == [2]
+    assert [l['step'] for l in lines] == list(range(6)) and [
+        l['step'] for l in lines if l.get('skipped')
+    ] == [2]
     states = run(8, [], [])
-    assert [s.start for s in states] == [6, 6] and [l['step'] for l in lines][-2:] == [6, 7] and last(tmp_path) == 8
+    assert (
+        [s.start for s in states] == [6, 6]
+        and [l['step'] for l in lines][-2:] == [6, 7]
+        and last(tmp_path) == 8
+    )
 
 
 def test_one_process_is_enough_to_ask(tmp_path):

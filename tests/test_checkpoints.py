@@ -34,7 +34,8 @@ def _made(method, workers):
 
 def _data(made, folder):
     "Digits in memory, or on disk where workers are to read them"
-    from jepa_lit.datasets import Files, load
+    from jepa_lit.datasets import load
+    from jepa_lit.files import Files
     from PIL import Image
 
     data = load('digits').train.select(torch.arange(160))

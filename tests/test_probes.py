@@ -9,7 +9,8 @@ from scipy.stats import spearmanr
 from sklearn.neighbors import KNeighborsClassifier
 from jepa_lit import probes
 from jepa_lit.data import Images
-from jepa_lit.datasets import Files, load
+from jepa_lit.datasets import load
+from jepa_lit.files import Files
 from jepa_lit.probes import (
     ALPHAS,
     Table,

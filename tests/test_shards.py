@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest, torch
 from jepa_lit import shards
 from jepa_lit.data import Images, Splits, generator
-from jepa_lit.datasets import Files, batches, load, channel_statistics
+from jepa_lit.datasets import load, channel_statistics
+from jepa_lit.files import Files, batches
 from jepa_lit.shards import Shards, load_shards, write_shards
 
 pytest.importorskip('datasets', reason='needs datasets, which is not installed')

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest, torch
 from safetensors.torch import save_file
 from jepa_lit.checkpoints import write_checkpoint
-from jepa_lit.datasets import Files, load, channel_statistics
+from jepa_lit.datasets import load, channel_statistics
+from jepa_lit.files import Files
 from jepa_lit.recipes import build, recipe
 from jepa_lit.runs import Run, load_model, load_run, save_model
 from jepa_lit.oldloop import SingleProcess, fit, stream
