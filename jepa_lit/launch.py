@@ -17,7 +17,7 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-from .parallel import ENDING, first_cause, join, signal_handlers
+from .parallel import ENDING, first_cause, join, keep_signals
 
 # %% ../nbs/61_launch.ipynb #0a41b2cd
 def find_interface(
@@ -33,7 +33,6 @@ def find_interface(
 def _aside(address, **variables):
     "Talk goes through the interface of an address; environment, signals and log are afterwards as before"
     environment = dict(os.environ)
-    handlers = signal_handlers()
     log = logging.getLogger('torch.distributed.elastic')
     level = log.level
     variables |= dict(TORCH_CPP_LOG_LEVEL='ERROR')
@@ -42,13 +41,12 @@ def _aside(address, **variables):
     os.environ.update(variables | environment)  # what the user has set counts
     log.setLevel(logging.CRITICAL)
     try:
-        yield
+        with keep_signals():
+            yield
     finally:
         os.environ.clear()
         os.environ.update(environment)
         log.setLevel(level)
-        for s, handler in handlers.items():
-            signal.signal(s, handler)
 
 # %% ../nbs/61_launch.ipynb #33beaa13
 STOPPED = 75  # the exit code of a training that stopped at a checkpoint and wants to go on
@@ -94,7 +92,6 @@ def _failure(error):
         said = f"killed by {failure.signal_name()}"
     else:
         said = f"exit code {failure.exitcode}"
-        said += ', stopped at a checkpoint' if failure.exitcode == STOPPED else ''
     return f"process {rank} failed: {' '.join(said.split())}", failure.exitcode
 
 # %% ../nbs/61_launch.ipynb #70dd8227
@@ -221,12 +218,6 @@ def _torchrun_words(args):
     return [f'{name}={value}' for name, value in words.items() if name in known]
 
 
-def _threads(nproc):
-    "Threads for each process of this machine"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else 1
-    return str(max(1, cores // nproc))
-
-
 def _torchrun(words):
     "Hand over to torchrun; returns an exit code"
     try:
@@ -244,26 +235,36 @@ def _error(said, code=2):
     return code
 
 # %% ../nbs/61_launch.ipynb #9ca57363
-def _start(args, command):
-    "The command on this machine, alone or with others; returns an exit code"
-    words = _torchrun_words(args)
-    start = find_program(resumable(command) if args.max_restarts else command)
-    threads = _threads(count_processes(args.nproc))
-    if args.nnodes == '1' and not args.rdzv_endpoint:
-        with _aside('127.0.0.1', OMP_NUM_THREADS=threads):
-            return _torchrun([*words, '--standalone', *start])
+def _meetings(args):
+    "This machine's address for the others, and words for torchrun, in the order in which to try"
     if not args.rdzv_endpoint:
-        raise ValueError(f"--nnodes {args.nnodes} needs --rdzv-endpoint host:port, the same on all machines")
+        if args.nnodes != '1':
+            raise ValueError(
+                f"--nnodes {args.nnodes} needs --rdzv-endpoint host:port, the same on all machines"
+            )
+        return '127.0.0.1', [['--standalone']]
     with _flag('--rdzv-endpoint'):
         mine, there = find_route(args.rdzv_endpoint)
     address = args.local_addr or (None if ipaddress.ip_address(mine).is_loopback else mine)
-    words += [f'--rdzv-endpoint={args.rdzv_endpoint}', f'--rdzv-id={args.rdzv_id}']
-    words += [f'--local-addr={address}'] if address else []
-    # a store of its own for each start: machines count restarts differently
-    with _aside(address, OMP_NUM_THREADS=threads, TORCH_DISABLE_SHARE_RDZV_TCP_STORE='1'):
-        for meeting in plan_meeting(mine, there, args.node_rank):
+    words = [f'--rdzv-endpoint={args.rdzv_endpoint}', f'--rdzv-id={args.rdzv_id}']
+    if address:
+        words.append(f'--local-addr={address}')
+    return address, [[*words, *more] for more in plan_meeting(mine, there, args.node_rank)]
+
+
+def _start(args, command):
+    "The command on this machine, alone or with others; returns an exit code"
+    program = find_program(resumable(command) if args.max_restarts else command)
+    address, meetings = _meetings(args)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else 1
+    variables = dict(
+        OMP_NUM_THREADS=str(max(1, cores // count_processes(args.nproc))),
+        TORCH_DISABLE_SHARE_RDZV_TCP_STORE='1',  # a store for each start: machines count restarts differently
+    )
+    with _aside(address, **variables):
+        for meeting in meetings:
             try:
-                return _torchrun([*words, *meeting, *start])
+                return _torchrun([*_torchrun_words(args), *meeting, *program])
             except RendezvousConnectionError:
                 continue  # another launcher of this machine was first to open the port
             except RendezvousError as e:
