@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from .checkpoints import Checkpoints, Damaged, digest
+from .checkpoints import Checkpoints, Damaged
 from .collapse import health, verdict
 from .sigreg import SIGReg
 from .training import Callback, TrainState
@@ -370,8 +370,8 @@ def save_shards(
     "Every process writes its part of the weights."
     place = folder / f'shards-{state.step:08d}'
     folder.mkdir(parents=True, exist_ok=True)
-    state.parallel.save(place, state.method, state.optimizer, dict(step=state.step))
-    return dict(shards=place.name, digest=_digest(state, place))
+    digest = state.parallel.save(place, state.method, state.optimizer, dict(step=state.step))
+    return dict(shards=place.name, digest=digest)
 
 
 def load_shards(
@@ -380,22 +380,13 @@ def load_shards(
     state: TrainState,  # whose weights and moments to load
 ) -> None:
     "Every process reads its part; `Damaged` in all of them if one cannot."
-    place, parallel = folder / kept['shards'], state.parallel
-    good = parallel.rank or _digest(state, place) == kept['digest']
-    said = '' if good else f"{place} is damaged: its files do not have the digest in their checkpoint"
-    if not parallel.any(said):
-        try:
-            parallel.load(place, state.method, state.optimizer)
-        except (ValueError, OSError) as e:
-            said = str(e)
-    if parallel.any(said):
+    place, said = folder / kept['shards'], ''
+    try:
+        state.parallel.load(place, state.method, state.optimizer, kept['digest'])
+    except (ValueError, OSError) as e:
+        said = str(e)
+    if state.parallel.any(said):
         raise Damaged(said or f"{place} cannot be read by another process")
-
-
-def _digest(state, place):
-    "Of the files in a folder, for the first process"
-    files = sorted(path for path in place.rglob('*') if path.is_file())
-    return None if state.parallel.rank else digest(*files)
 
 # %% ../nbs/52_callbacks.ipynb #7ef7c176
 class Signals(Callback):

@@ -44,19 +44,15 @@ class _OverProcesses:
         dims = [0, *range(2, x.ndim)]
         shape = (1, -1, *[1] * (x.ndim - 2))
         count = x.new_full((1,), x.numel() // x.shape[1])
-        sums = self._sum(torch.cat([x.sum(dims), count]))
+        sums = sum_over_processes(torch.cat([x.sum(dims), count]))
         n = sums[-1]
         mean = sums[:-1] / n
         x = x - mean.view(shape)
-        var = self._sum(x.square().sum(dims)) / n
+        var = sum_over_processes(x.square().sum(dims)) / n
         if self.track_running_stats:
             self._follow(mean, var * n / (n - 1))
         x = x * (var + self.eps).rsqrt().view(shape)
         return x * self.weight.view(shape) + self.bias.view(shape) if self.affine else x
-
-    @torch.compiler.disable
-    def _sum(self, x):
-        return sum_over_processes(x)
 
     @torch.no_grad()
     def _follow(self, mean, var):
@@ -207,7 +203,7 @@ def folder_digest(
     file = Path(path) / 'digests.json'
     if not file.is_file():
         raise FileNotFoundError(f"{path} is not a sharded checkpoint: expected a folder with digests.json")
-    return digest_files([file])
+    return digest_files(file)
 
 # %% ../nbs/60_parallel.ipynb #fb985869
 _FAULTS = (OSError, RuntimeError, dcp.CheckpointException)  # torch.save calls a full disk a RuntimeError
@@ -335,7 +331,9 @@ class ParallelContext:
         path = Path(path)
         found = folder_digest(path)
         if digest and digest != found:
-            raise ValueError(f"{path} is not the checkpoint that was saved: it has another digest")
+            raise ValueError(
+                f"{path} is damaged, or not the checkpoint that was saved: it has another digest"
+            )
         model, optim = get_state_dict(method, opt)
         try:
             if self._digests(path) != json.loads((path / 'digests.json').read_text()):
@@ -369,7 +367,7 @@ class ParallelContext:
     def _digests(self, folder):
         "Digests of the files of a checkpoint, by name; each process reads its share"
         files = sorted(p for p in folder.iterdir() if p.name != 'digests.json')
-        mine = self._all(lambda: {p.name: digest_files([p]) for p in files[self.rank :: self.size]})
+        mine = self._all(lambda: {p.name: digest_files(p) for p in files[self.rank :: self.size]})
         parts = [None] * self.size
         dist.all_gather_object(parts, mine)
         return {name: digest for part in parts for name, digest in part.items()}

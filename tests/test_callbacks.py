@@ -20,7 +20,7 @@ from jepa_lit.callbacks import (
     schedule,
     shown_weights,
 )
-from jepa_lit.checkpoints import Checkpoints, Damaged, write_checkpoint
+from jepa_lit.checkpoints import Checkpoints, Damaged, digest, write_checkpoint
 from jepa_lit.training import Callback, SingleProcess, TrainState, fit, stream
 from small import KINDS, adamw, data, equal, fresh
 
@@ -454,8 +454,11 @@ class Sharded(SingleProcess):
     def save(self, path, method, opt, extra):
         path.mkdir(exist_ok=True)
         torch.save(dict(m=method.state_dict(), o=opt.state_dict()), path / 'part.pt')
+        return digest(path / 'part.pt')
 
-    def load(self, path, method, opt):
+    def load(self, path, method, opt, saved):
+        if digest(path / 'part.pt') != saved:
+            raise ValueError(f'{path} is damaged')
         parts = torch.load(path / 'part.pt', weights_only=True)
         method.load_state_dict(parts['m'])
         opt.load_state_dict(parts['o'])
