@@ -6,7 +6,6 @@
 __all__ = ['SIZES', 'fused', 'attend', 'Attention', 'Mlp', 'Block', 'initialize', 'ViT', 'vit', 'EncoderConfig']
 
 # %% ../nbs/11_encoder.ipynb #a3ff2104
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 import torch
@@ -17,7 +16,7 @@ from msgspec import Meta
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from .data import documented, one_of
-from .patches import PatchEmbed, check_index, sincos_2d, take
+from .patches import PatchEmbed, Size, check_index, sincos_2d, take
 
 # %% ../nbs/11_encoder.ipynb #3b4600a0
 def fused(
@@ -69,11 +68,11 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def split(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "three b g n e"]:
+    def split(self, x: Tensor) -> Tensor:  # (b n d) -> (3 b g n e)
         "Queries, keys and values of all heads."
         return rearrange(self.qkv(x), 'b n (three g e) -> three b g n e', three=3, g=self.heads)
 
-    def merge(self, y: Float[Tensor, "b g r e"]) -> Float[Tensor, "b r d"]:
+    def merge(self, y: Tensor) -> Tensor:  # (b g r e) -> (b r d)
         "One token from the answers of all heads."
         return self.proj(rearrange(y, 'b g r e -> b r (g e)'))
 
@@ -158,7 +157,7 @@ class ViT(nn.Module):
 
     def __init__(
         self,
-        img_size: int | Sequence[int],  # pixels: a side, or (height, width), divisible by the patch size
+        img_size: Size,  # pixels: a side, or (height, width), divisible by the patch size
         patch_size: int,  # side of a patch in pixels
         dim: int,  # width, divisible by 4 and by the heads
         depth: int,  # blocks
@@ -227,7 +226,7 @@ SIZES = dict(  # width, depth, heads, mlp ratio
 # %% ../nbs/11_encoder.ipynb #1ba471f3
 def vit(
     name: str,  # tiny, small, base, large, huge or giant
-    img_size: int | Sequence[int],  # pixels: a side, or (height, width), divisible by the patch size
+    img_size: Size,  # pixels: a side, or (height, width), divisible by the patch size
     patch_size: int,  # side of a patch in pixels
     in_chans: int = 3,  # image channels
     **kw,  # further options of `ViT`

@@ -6,7 +6,6 @@
 __all__ = ['shared_layer', 'Predictor', 'PredictorConfig']
 
 # %% ../nbs/14_predictor.ipynb #66ba089c
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -18,7 +17,7 @@ from msgspec import Meta
 from torch import Tensor, nn
 from .data import documented
 from .encoder import Block, attend, initialize
-from .patches import check_index, pair, sincos_2d, take
+from .patches import Size, check_index, pair, sincos_2d, take
 
 # %% ../nbs/14_predictor.ipynb #b860eea2
 def shared_layer(
@@ -56,7 +55,7 @@ class Predictor(nn.Module):
 
     def __init__(
         self,
-        grid: int | Sequence[int],  # rows and columns of patches
+        grid: Size,  # rows and columns of patches
         dim: int,  # width of the encoder, which goes in and comes out
         width: int,  # width inside; divisible by 4 and by the heads
         depth: int,  # transformer blocks, at least 1
@@ -140,7 +139,7 @@ class PredictorConfig:
 
     def predictor(
         self,
-        grid: int | Sequence[int],  # rows and columns of patches
+        grid: Size,  # rows and columns of patches
         dim: int,  # width of the encoder
     ) -> Predictor:  # with fresh weights
         "The predictor that the numbers describe."

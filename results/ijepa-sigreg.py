@@ -13,7 +13,7 @@ import torch
 from jepa_lit.commands import splits_of
 from jepa_lit.collapse import health
 from jepa_lit.datasets import channel_statistics
-from jepa_lit.ijepa import IJEPA, baselines, standardize
+from jepa_lit.ijepa import IJEPA, baselines, normalize_features
 from jepa_lit.patches import take
 from jepa_lit.probes import few_label, knn, linear
 from jepa_lit.sigreg import SIGReg
@@ -39,7 +39,7 @@ class Open(IJEPA):
     "I-JEPA whose targets are the encoder's own features, with their gradient"
 
     def target_of(self, x, masks):
-        h = standardize(self.encoder(x))
+        h = normalize_features(self.encoder(x))
         return take(h, masks.targets), baselines(h.detach(), masks.targets, self.rho)
 
 

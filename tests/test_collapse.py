@@ -7,7 +7,7 @@ from jepa_lit.data import generator
 from jepa_lit.datasets import load, channel_statistics
 from jepa_lit.encoder import ViT
 from jepa_lit.preprocess import Preprocess
-from jepa_lit.ijepa import IJEPA, baselines, standardize
+from jepa_lit.ijepa import IJEPA, baselines, normalize_features
 from jepa_lit.sampler import MultiBlock
 from jepa_lit.patches import take
 from jepa_lit.predictor import Predictor
@@ -188,7 +188,7 @@ class NoStop(IJEPA):
     "The encoder in training as its own target"
 
     def target_of(self, x, masks):
-        h = standardize(self.encoder(x))
+        h = normalize_features(self.encoder(x))
         return take(h, masks.targets), baselines(h.detach(), masks.targets)
 
 
@@ -248,7 +248,9 @@ def test_untrained_line_grows_with_the_projection():
         torch.manual_seed(3)
         net = ViT(32, 4, 64, 2, 2, in_chans=1, patch_std=std)
         with torch.no_grad():
-            return baselines(standardize(net(x)), torch.arange(64).expand(1, 64, 64))['position_mean'].item()
+            return baselines(normalize_features(net(x)), torch.arange(64).expand(1, 64, 64))[
+                'position_mean'
+            ].item()
 
     lines = [line(s) for s in (0.02, 0.15, 1.0)]
     assert 0.003 < lines[0] < 0.007 and lines[0] < 0.1 * lines[1] < 0.1 * lines[2]

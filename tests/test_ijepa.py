@@ -1,4 +1,4 @@
-"I-JEPA against the published numbers in tests/parity (outputs of that code, no code), and what would spoil chapter 06"
+"I-JEPA against the published numbers in tests/parity (outputs of that code, no code), and what would spoil its chapter"
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ import pytest, torch
 from safetensors import safe_open
 from jepa_lit.encoder import ViT
 from jepa_lit.preprocess import Preprocess
-from jepa_lit.ijepa import IJEPA, standardize
+from jepa_lit.ijepa import IJEPA, normalize_features
 from jepa_lit.masks import Masks
 from jepa_lit.sampler import MultiBlock
 from jepa_lit.patches import take
@@ -93,6 +93,23 @@ def test_every_form_trains(cut, targets, shared):
     assert all(p.grad is None for p in method.target.parameters())
 
 
+@pytest.mark.parametrize('regularizer', [None, lambda z: z.square().mean()])
+@pytest.mark.parametrize('targets', ['after', 'before', 'pixels'])
+def test_every_parameter_has_a_gradient_in_every_step(targets, regularizer):
+    "So that data parallelism need not look for unused ones: DDP's find_unused_parameters stays off"
+    method = tiny(targets=targets, regularizer=regularizer, weight=0.1, steps=3)
+    trained = [p for p in method.parameters() if p.requires_grad]
+    opt = torch.optim.SGD(trained, 0.1)
+    for step in range(3):
+        opt.zero_grad(set_to_none=True)
+        images = torch.randint(0, 256, (3, 1, 16, 24), dtype=torch.uint8)
+        loss, _ = method(method.prepare(images, torch.Generator().manual_seed(step)))
+        loss.backward()
+        assert all(p.grad is not None for p in trained)
+        opt.step()
+        method.after_step(step)
+
+
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float32])
 def test_autocast(dtype):
     "Under bfloat16 the loss stays float32 and near the exact one"
@@ -137,11 +154,29 @@ def test_preprocess_and_augment():
         augment=lambda images, generator: images.float().div(255).flip(-1),
     )
     x, masks = method.prepare(torch.randint(0, 256, (2, 1, 16, 24), dtype=torch.uint8), torch.Generator())
-    assert x.shape == (2, 1, 16, 24) and -2 <= x.min() and x.max() <= 2 and masks.context.shape[0] == 2
+    assert x.shape == (2, 1, 16, 24) and 0 <= x.min() and x.max() <= 1 and masks.context.shape[0] == 2
+    x = method.normalize_images(x)
+    assert x.shape == (2, 1, 16, 24) and -2 <= x.min() < 0 and x.max() <= 2
+    gray, color = torch.rand(3, 3, 9, 7), Preprocess(None, [0.5], [0.25])
+    assert method.normalize_images(gray).equal(color(gray)) and color(gray).shape == (3, 1, 9, 7)
+
+
+def test_bytes_and_floats_cost_the_same():
+    "Images are normalized in one place, whether the loss or the embedding is asked for, by the same bits"
+    pre = Preprocess(None, [0.4], [0.3])
+    plain, whole = tiny(), tiny(preprocess=pre)
+    images = torch.randint(0, 256, (4, 1, 16, 24), dtype=torch.uint8)
+    _, masks = whole.prepare(images, torch.Generator().manual_seed(2))
+    want, z = plain.loss(pre(images), masks), plain.embed(pre(images))
+    for given in (images, images.float() / 255):
+        assert torch.equal(whole.loss(given, masks), want) and torch.equal(whole.embed(given), z)
+    assert torch.equal(plain.loss(images, masks), plain.loss(images.float() / 255, masks))
+    double = tiny().double()
+    assert double.loss(images, masks).dtype == torch.float64
 
 
 def test_targets_are_constants():
     h = torch.randn(2, 24, 16)
     assert torch.allclose(
-        take(standardize(h), torch.tensor([[[3], [7]]])).mean(), torch.tensor(0.0), atol=1e-6
+        take(normalize_features(h), torch.tensor([[[3], [7]]])).mean(), torch.tensor(0.0), atol=1e-6
     )

@@ -97,11 +97,6 @@ def test_rivals_are_uniform():
         (lambda: SingleBlock(14, scale=1), ValueError, 'scale'),
         (lambda: SingleBlock(1), ValueError, 'grid'),
         (lambda: Rasterized((1, 4)), ValueError, 'grid'),
-        (lambda: Random(4)(-1), ValueError, 'batch'),
-        (lambda: Rasterized(4)(2, 'seed'), TypeError, 'generator'),
-        (lambda: MultiBlock(6)(4).rows(2, 5), ValueError, 'rows'),
-        (lambda: MultiBlock(6)(4).rows(3, 3), ValueError, 'rows'),
-        (lambda: coverage(torch.tensor([[36]]), 6), ValueError, 'index'),
         (lambda: trapezoid(3, 4), ValueError, 'size'),
     ],
 )
