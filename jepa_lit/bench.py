@@ -32,7 +32,7 @@ from .commands import command
 from .data import Images, generator, one_of
 from .datasets import channel_statistics, load
 from .encoder import vit
-from .commands import online_probe
+from .experiment import online_probe
 from .ijepa import IJEPA
 from .normality import quadrature
 from .plain import PlainIJEPA, plain_masks, plain_predict

@@ -8,7 +8,7 @@ The results that decided are in digits-trials.jsonl.
 import json, sys, time
 import numpy as np, torch
 from sklearn.model_selection import StratifiedKFold
-from jepa_lit.commands import splits_of
+from jepa_lit.experiment import load_splits
 from jepa_lit.datasets import channel_statistics
 from jepa_lit.probes import draw, regress, standardize
 from jepa_lit.recipes import build, recipe
@@ -41,7 +41,7 @@ TRIALS = dict(
 
 def trial(name, view={}, seed=0, split=1, **changes):
     made = recipe('digits', seed=seed, split_seed=split, threads=1, **{**START, **changes})
-    data = splits_of(made).train
+    data = load_splits(made).train
     VIEWS['digits'].update({**VIEW, **view})
     method, began = build(made, 32, *channel_statistics(data)), time.time()
     fit(method, data, made, progress=False)

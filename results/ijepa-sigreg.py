@@ -10,7 +10,7 @@ other programs: the wall times are those of a busy machine.
 import json, sys, tempfile, time
 from pathlib import Path
 import torch
-from jepa_lit.commands import splits_of
+from jepa_lit.experiment import load_splits
 from jepa_lit.collapse import health
 from jepa_lit.datasets import channel_statistics
 from jepa_lit.ijepa import IJEPA, baselines, normalize_features
@@ -88,7 +88,7 @@ def arm(name, still=False, stop=True, weight=0.0, seed=0):
         ),
         time.time(),
     )
-    splits = splits_of(made)
+    splits = load_splits(made)
     method = build(made, 32, *channel_statistics(splits.train))
     if not stop:
         method.__class__ = Open

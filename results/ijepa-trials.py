@@ -9,7 +9,7 @@ Some of the trials named here were never run; the file says which were.
 import json, sys, tempfile, time
 from pathlib import Path
 import torch
-from jepa_lit.commands import splits_of
+from jepa_lit.experiment import load_splits
 from jepa_lit.collapse import health
 from jepa_lit.datasets import channel_statistics
 from jepa_lit.probes import few_label, linear
@@ -80,7 +80,7 @@ def trial(name, seed=0, steps=STEPS, **changes):
     made = recipe(
         'digits', method='ijepa', seed=seed, steps=steps, threads=1, validate=True, watch_every=0, **changes
     )
-    splits = splits_of(made)
+    splits = load_splits(made)
     method, began = build(made, 32, *channel_statistics(splits.train)), time.time()
     before = scores(method, splits)
     with tempfile.TemporaryDirectory() as tmp:

@@ -14,7 +14,7 @@ import json, sys, tempfile, time
 from pathlib import Path
 import numpy as np, torch
 from sklearn.model_selection import StratifiedKFold
-from jepa_lit.commands import splits_of
+from jepa_lit.experiment import load_splits
 from jepa_lit.collapse import health
 from jepa_lit.datasets import channel_statistics
 from jepa_lit.probes import few_label, knn, linear, regress, standardize
@@ -66,7 +66,7 @@ def trial(lamb, views, seed):
         validate=True,
         watch_every=0,
     )
-    splits, began = splits_of(made), time.time()
+    splits, began = load_splits(made), time.time()
     method = build(made, 32, *channel_statistics(splits.train))
     with tempfile.TemporaryDirectory() as tmp:
         run = Run.create(Path(tmp) / 'run', made)
