@@ -23,7 +23,7 @@ data = load('digits').train
 scale = channel_statistics(data)
 
 
-def fresh(kind='lejepa', dropout=0.0):
+def fresh(kind='lejepa'):
     "A method: 'lejepa', 'ijepa', 'wide' (another network), or 'color' (for three channels)"
     channels = 3 if kind == 'color' else 1
     with own_random(0, 'weights'):
@@ -47,3 +47,13 @@ def equal(a, b):
     "To the bit, buffers and all"
     for (k, x), y in zip(a.state_dict().items(), b.state_dict().values()):
         assert torch.equal(x, y), k
+
+
+def dropping(kind, share=0.1):
+    "A method with a user's dropout, whose numbers come from the global generators"
+    method = fresh(kind)
+    part = method.encoder if kind == 'ijepa' else method.backbone
+    part.register_forward_hook(
+        lambda module, given, out: torch.nn.functional.dropout(out, share, module.training)
+    )
+    return method

@@ -1,94 +1,80 @@
 "Checkpoints that are damaged, hostile, cut off or in the way; and a training process that is killed at random moments"
 
-import contextlib, hashlib, os, pickle, random, resource, signal, subprocess, sys, time
+import contextlib, hashlib, json, os, pickle, random, resource, signal, subprocess, sys, threading, time
 from multiprocessing import get_context
 from pathlib import Path
 import pytest, torch
 
 root = Path(__file__).resolve().parent.parent
+STEPS = 40
 
 
 # ---- a training process and its killer; this file is also a program, so that torch is imported once and then forked
 
 
-def _made(method, workers):
-    from jepa_lit.recipes import recipe
-
-    common = dict(
-        batch=16, steps=40, precision='float32', checkpoint_every=2, watch_every=10, workers=workers
-    )
-    if method == 'lejepa':
-        return recipe('digits', widths=(8, 16), hidden=16, out=8, global_views=2, slices=16, **common)
-    return recipe(
-        'digits',
-        method='ijepa',
-        patch=8,
-        width=16,
-        depth=1,
-        heads=2,
-        predictor_width=8,
-        predictor_depth=1,
-        **common,
-    )
-
-
-def _data(made, folder):
+def _data(workers, folder):
     "Digits in memory, or on disk where workers are to read them"
-    from jepa_lit.datasets import load
-    from jepa_lit.files import Files
     from PIL import Image
+    from small import Files, data
 
-    data = load('digits').train.select(torch.arange(160))
-    if not made.workers:
-        return data
+    some = data.select(torch.arange(160))
+    if not workers:
+        return some
     (folder / 'images').mkdir(exist_ok=True)
-    paths = [str(folder / f'images/{i}.png') for i in range(len(data))]
+    paths = [str(folder / f'images/{i}.png') for i in range(len(some))]
     for i, p in enumerate(paths):
         if not os.path.exists(p):
-            Image.fromarray(data.pixels[i, 0].numpy()).save(p)
+            Image.fromarray(some.pixels[i, 0].numpy()).save(p)
     return Files(paths, size=32)
 
 
-def _train(made, folder, run):
+def _train(kind, workers, folder, run):
     "What the child does"
-    from jepa_lit.datasets import channel_statistics
-    from jepa_lit.recipes import build
-    from jepa_lit.runs import Run
-    from jepa_lit.oldloop import fit
+    import small
+    from jepa_lit.callbacks import Checkpoint, HealthWatch, MetricsLogger, NonFiniteGuard, Schedule
+    from jepa_lit.checkpoints import Checkpoints
+    from jepa_lit.training import fit, stream
 
-    data = _data(made, folder)
-    method = build(made, 32, *channel_statistics(data))
-    _dropout(method)
-    here = folder / run
-    fit(method, data, made, Run.open(here) if Run.exists(here) else Run.create(here, made), progress=False)
+    data, method, here = _data(workers, folder), small.dropping(kind), folder / run
+    here.mkdir(exist_ok=True)
+    store = Checkpoints(here / 'checkpoints')
+    store.tidy()
+
+    def truncate(step):
+        lines = (here / 'log').read_text().splitlines() if (here / 'log').exists() else []
+        (here / 'log').write_text(''.join(l + '\n' for l in lines[:step]))
+
+    def write(line):
+        with open(here / 'log', 'a') as f:
+            f.write(json.dumps(line) + '\n')
+
+    callbacks = [
+        Checkpoint(store, 2),
+        Schedule(2e-3),
+        NonFiniteGuard(),
+        HealthWatch(small.data.pixels[:64], 10),
+        MetricsLogger(write, truncate),
+    ]
+    fit(method, stream(data, 16, workers=workers), small.adamw(method), STEPS, callbacks)
     torch.save(method.state_dict(), folder / f'{run}.pt')
-
-
-def _dropout(method):
-    "A user's module that draws from torch's global generator"
-    if hasattr(method, 'backbone'):
-        method.backbone.stem.append(torch.nn.Dropout(0.1))
-    else:
-        method.encoder.norm = torch.nn.Sequential(method.encoder.norm, torch.nn.Dropout(0.1))
-        method.target = type(method.target)(method.encoder, 0.99)
 
 
 def _kill_often(method, workers, kills, folder):
     "Kill a training process so often, every other time while it writes a checkpoint; then let it end, and compare"
-    made, folder, draw, mid = _made(method, workers), Path(folder), random.Random(kills), 0
-    _data(made, folder)  # all imports happen here, once
+    folder, draw, mid = Path(folder), random.Random(kills), 0
+    _data(workers, folder)  # all imports happen here, once
     fork = get_context('fork')
 
     def start(run):
-        p = fork.Process(target=_train, args=(made, folder, run))
+        p = fork.Process(target=_train, args=(method, workers, folder, run))
         p.start()
         return p
 
     p = start('whole')
     p.join()
     assert p.exitcode == 0
-    log, tmp = folder / 'killed/log.jsonl', folder / 'killed/checkpoints'
-    targets = sorted(draw.choices(range(made.steps - 3), k=kills))
+    log, tmp = folder / 'killed/log', folder / 'killed/checkpoints'
+    targets = sorted(draw.choices(range(STEPS - 3), k=kills))
     for i, target in enumerate(targets):
         p = start('killed')
         while p.is_alive() and not (log.exists() and log.read_bytes().count(b'\n') > target):
@@ -114,13 +100,10 @@ def _kill_often(method, workers, kills, folder):
     a, b = [torch.load(folder / f'{run}.pt', weights_only=True) for run in ('whole', 'killed')]
     differ = [k for k in a if not torch.equal(a[k], b[k])]
     assert not differ and a.keys() == b.keys(), differ
-    from jepa_lit.runs import Run
-
-    one, two = [Run.open(folder / run).lines() for run in ('whole', 'killed')]
-    drop = {'images_per_second'}
-    assert [{k: v for k, v in l.items() if k not in drop} for l in one] == [
-        {k: v for k, v in l.items() if k not in drop} for l in two
-    ], 'the logs differ'
+    one, two = [[json.loads(l) for l in open(folder / run / 'log')] for run in ('whole', 'killed')]
+    for line in one + two:
+        line.pop('images_per_second')
+    assert one == two, 'the logs differ'
     assert not list(tmp.glob('.*.tmp')) and len(list(tmp.glob('step-*'))) <= 3
     print(
         f'{method}, {workers} workers: {kills} kills, {mid} of them while a checkpoint was written: equal to the bit'
@@ -292,23 +275,25 @@ def test_full_disk(how, store, tmp_path):
 
 
 def test_one_in_flight_and_errors_come_back(tmp_path, monkeypatch):
+    "A save does not wait for its own file, only for that of the save before"
     c = checkpoints()
-    order, real = [], c.write_checkpoint
+    order, go, real = [], threading.Event(), c.write_checkpoint
 
-    def slow(folder, state, step):
+    def held(folder, state, step):
         order.append(('begin', step))
-        time.sleep(0.05)
+        assert go.wait(60)
         order.append(('end', step))
         return real(folder, state, step)
 
-    monkeypatch.setattr(c, 'write_checkpoint', slow)
+    monkeypatch.setattr(c, 'write_checkpoint', held)
     s = c.Checkpoints(tmp_path)
-    t = time.perf_counter()
     s.save(state(1))
-    assert time.perf_counter() - t < 0.04
+    assert ('end', 1) not in order and not s.files()  # it has come back, and the file is held
+    go.set()
     s.save(state(2))
+    assert order[:2] == [('begin', 1), ('end', 1)] and [i for i, _ in s.files()][:1] == [1]
     s.wait()
-    assert order == [('begin', 1), ('end', 1), ('begin', 2), ('end', 2)]
+    assert order[2:] == [('begin', 2), ('end', 2)]
 
     def breaks(*_):
         raise RuntimeError('the thread fails')
@@ -348,17 +333,26 @@ def test_a_reader_beside_the_writer(tmp_path):
     s, look = checkpoints().Checkpoints(tmp_path, keep_last=1), checkpoints().Checkpoints(tmp_path)
     for i in range(1, 60):
         s.save(state(i))
-        while s.thread.is_alive():
+        for _ in range(20):
             look.files()
     s.wait()
     assert [i for i, _ in look.files()] == [59]
 
 
+def refusal(c, folder):
+    "What one is told who wants the folder, or nothing"
+    try:
+        with c.locked(folder):
+            return None
+    except ValueError as e:
+        return str(e)
+
+
 def test_lock(tmp_path):
     "Another process is refused; a fork of the holder does not keep the lock alive; within one thread it is had once"
     c = checkpoints()
-    code = f"""import fcntl, os, time
-f = open({str(tmp_path / '.lock')!r}, 'a+'); fcntl.lockf(f, fcntl.LOCK_EX); f.truncate(0); f.write(f'process {{os.getpid()}} on here'); f.flush()
+    code = f"""import filelock, os, time
+lock = filelock.FileLock({str(tmp_path / '.lock')!r}); lock.acquire(); open(lock.lock_file, 'w').write(f'process {{os.getpid()}} on here')
 if os.fork(): print('mine', flush=True)
 time.sleep(60)"""  # what `locked` does, without the seconds that torch takes to import
     p = subprocess.Popen(
@@ -374,7 +368,12 @@ time.sleep(60)"""  # what `locked` does, without the seconds that torch takes to
         p.wait()
         os.killpg(p.pid, 0)  # its child lives on
         with c.locked(tmp_path), c.locked(tmp_path):
-            pass
+            said = []
+            thread = threading.Thread(target=lambda: said.append(refusal(c, tmp_path)))
+            thread.start()
+            thread.join()
+            assert f'in use by process {os.getpid()} on' in said[0]  # another thread of ours
+        assert refusal(c, tmp_path) is None
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(p.pid, signal.SIGKILL)
