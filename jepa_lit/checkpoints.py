@@ -120,14 +120,13 @@ _NAME = re.compile(r'step-(\d{8,})-([0-9a-f]{32})\.pt')
 
 
 def digest(
-    *paths: str | Path,  # files
+    path: str | Path,  # a file
 ) -> str:  # 32 hexadecimal digits
-    "The digest of the bytes of files, one after another."
+    "The digest of a file's bytes."
     found = hashlib.blake2b(digest_size=16)
-    for path in paths:
-        with open(path, 'rb') as file:
-            while block := file.read(1 << 20):
-                found.update(block)
+    with open(path, 'rb') as file:
+        while block := file.read(1 << 20):
+            found.update(block)
     return found.hexdigest()
 
 # %% ../nbs/50_checkpoints.ipynb #515dbca3

@@ -128,7 +128,7 @@ def gradients(
     batch: Any,  # from the method's `prepare`
     optimizer: torch.optim.Optimizer,  # whose gradients are cleared first
     accumulate: int = 1,  # microbatches that the batch is worked through in
-    clip: float | None = None,  # largest norm of the gradient; no limit by default
+    clip: int | float | None = None,  # largest norm of the gradient; no limit by default
     dtype: str = 'float32',  # or 'bfloat16', by autocast; no scaler, since bfloat16 has float32's range
 ) -> tuple[Tensor, dict]:  # the loss and the logs, of the whole batch
     "Forward and backward."
@@ -378,7 +378,7 @@ def fit(
     parallel: Any = SingleProcess(),  # the processes: a `ParallelContext`, or this one
     precision: str = 'float32',  # 'float32', 'bfloat16', or 'auto': bfloat16 where the hardware has it
     accumulate: int = 1,  # microbatches that a batch is worked through in, to save memory
-    clip: float | None = None,  # largest norm of the gradient; no limit by default
+    clip: int | float | None = None,  # largest norm of the gradient; no limit by default
 ) -> TrainState:  # with its status, step and metrics
     "Train a method."
     model = parallel.wrap(method.to(parallel.device))
