@@ -424,7 +424,7 @@ class Signals(Callback):
 class TimeLimit(Callback):
     "Ends the run after the step in which its time is up."
 
-    minutes: float  # by a clock that nobody sets
+    minutes: int | float  # by a clock that nobody sets
 
     reason = 'stopped by the time limit'
 

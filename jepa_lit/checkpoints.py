@@ -120,13 +120,14 @@ _NAME = re.compile(r'step-(\d{8,})-([0-9a-f]{32})\.pt')
 
 
 def digest(
-    path: str | Path,  # a file
+    *paths: str | Path,  # files
 ) -> str:  # 32 hexadecimal digits
-    "The digest of a file's bytes."
+    "The digest of the bytes of files, one after another."
     found = hashlib.blake2b(digest_size=16)
-    with open(path, 'rb') as file:
-        while block := file.read(1 << 20):
-            found.update(block)
+    for path in paths:
+        with open(path, 'rb') as file:
+            while block := file.read(1 << 20):
+                found.update(block)
     return found.hexdigest()
 
 # %% ../nbs/50_checkpoints.ipynb #515dbca3

@@ -3,20 +3,15 @@
 import torch
 from jepa_lit.backbones import ConvNet
 from jepa_lit.checkpoints import own_random
+from jepa_lit.datasets import channel_statistics, load
 from jepa_lit.encoder import ViT
+from jepa_lit.files import Files  # noqa: F401 (for the tests that import it from here)
 from jepa_lit.ijepa import IJEPA
 from jepa_lit.lejepa import LeJEPA, projector
 from jepa_lit.predictor import Predictor
 from jepa_lit.preprocess import Preprocess
 from jepa_lit.training import param_groups
 from jepa_lit.views import VIEWS, MultiCrop
-
-try:
-    from jepa_lit.datasets import channel_statistics, load
-    from jepa_lit.files import Files
-except ImportError:
-    from jepa_lit.datasets import channel_statistics, load
-    from jepa_lit.files import Files
 
 KINDS = ['lejepa', 'ijepa']
 data = load('digits').train

@@ -3,19 +3,9 @@
 import multiprocessing, os, signal
 from pathlib import Path
 import pytest, torch
-<<<<<<< HEAD
-from safetensors.torch import save_file
-from jepa_lit.checkpoints import write_checkpoint
-from jepa_lit.datasets import load, channel_statistics
-from jepa_lit.files import Files
-from jepa_lit.recipes import build, recipe
-from jepa_lit.runs import Run, load_model, load_run, save_model
-from jepa_lit.oldloop import SingleProcess, fit, stream
-=======
 from jepa_lit.callbacks import MetricsLogger, NonFiniteGuard, TimeLimit
 from jepa_lit.training import Callback, SingleProcess, fit, gradients, stream
 from small import KINDS, Files, adamw, data, dropping, equal, fresh
->>>>>>> bcbe185 (tests of the loop alone; shards are tied to their checkpoint by the digest of their digests)
 
 both = pytest.mark.parametrize('kind', KINDS)
 
