@@ -566,8 +566,10 @@ def convert_old(
     }
     if flat.get('method') == 'ijepa':
         names |= {k: f'encoder.{k}' for k in ('width', 'depth', 'heads')}
-    kept = {k: v for k, v in flat.items() if k not in _OLD_OPTIONS}
-    return recipe(**{names.get(k, k): 'gray' if v == 'grey' else v for k, v in kept.items()})
+    kept = {names.get(k, k): v for k, v in flat.items() if k not in _OLD_OPTIONS}
+    if kept.get('views') == 'grey':
+        kept['views'] = 'gray'
+    return recipe(kept.pop('data', 'digits'), **kept)
 
 
 _OLD_OPTIONS = ('workers', 'cache_gb', 'threads', 'checkpoint_every', 'keep', 'on_full', 'max_skipped')

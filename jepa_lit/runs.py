@@ -219,7 +219,7 @@ class Run:
     def reached(self) -> int:
         "The step that the log or the record of the training says."
         steps = [l['step'] + 1 for l in self.lines()]
-        with contextlib.suppress(OSError, ValueError, AttributeError, TypeError, OverflowError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
             steps.append(int(json.loads((self.path / 'metrics.json').read_text())['step']))
         return max(steps, default=0)
 

@@ -498,9 +498,7 @@ class RunConfig:
     seed: Annotated[int, Meta(ge=0)] = 0  # of weights, order, views, masks and directions
     steps: Annotated[int, Meta(ge=1)] = 320  # optimizer steps
     batch: Annotated[int, Meta(ge=2)] = 64  # images a step
-    accumulate: Annotated[int, Meta(ge=1)] = (
-        1  # microbatches that a batch is worked through in, to save memory
-    )
+    accumulate: Annotated[int, Meta(ge=1)] = 1  # microbatches of a batch, to save memory
     precision: Literal['auto', 'float32', 'bfloat16'] = 'auto'  # 'auto': bfloat16 where the hardware has it
     memory_format: Literal['auto', 'contiguous', 'channels_last'] = 'auto'  # of images and kernels
     compile: bool = False  # torch.compile the step: slow to start, faster after
