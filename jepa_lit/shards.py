@@ -7,10 +7,11 @@ __all__ = ['write_shards', 'Shards', 'load_shards']
 
 # %% ../nbs/62_shards.ipynb #0a567b6f
 import glob, hashlib, io, itertools, json, os, re, tarfile, tempfile
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 import numpy as np, torch
 from jaxtyping import Int64, UInt8
@@ -18,9 +19,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm.auto import tqdm
-from .data import Images, Splits, pick, generator, split
-from .datasets import cache_folder
-from .datasets import LOADERS
+from .data import Images, ImageSet, Splits, generator, one_of, pick, split
+from .datasets import LOADERS, cache_folder
 from .files import Files, batches, read_image
 
 # %% ../nbs/62_shards.ipynb #687da98f
@@ -31,12 +31,12 @@ def _scratch() -> tempfile.TemporaryDirectory:
 
 def _open(path: str, first: int = 0) -> Iterator[dict]:
     "The samples of one shard from one on, undecoded, through the readers of `datasets`"
-    try:
+    try:  # the one place that uses a private part of datasets
         from datasets.packaged_modules.parquet.parquet import Parquet
         from datasets.packaged_modules.webdataset.webdataset import WebDataset
     except ImportError:
         raise ImportError(
-            "shards are read by the datasets library, which is not installed: pip install 'jepa_lit[scale]'"
+            "reading shards needs the datasets library: pip install 'jepa_lit[scale]'"
         ) from None
     how = dict(data_files=glob.escape(path), config_id='shard', cache_dir=_scratch().name)
     reader = Parquet(on_bad_files='skip', **how) if path.endswith('.parquet') else WebDataset(**how)
@@ -47,12 +47,12 @@ def _open(path: str, first: int = 0) -> Iterator[dict]:
 # %% ../nbs/62_shards.ipynb #e01a7220
 def _image(row: dict, size: int, name: str) -> UInt8[Tensor, "c h w"]:
     "Decode the first column that holds the bytes of a file"
-    held = (v.get('bytes') if isinstance(v, dict) else v for v in row.values())
-    data = next((v for v in held if isinstance(v, bytes)), None)
-    if data is None:
+    held = [v.get('bytes') if isinstance(v, dict) else v for v in row.values()]
+    held = [v for v in held if isinstance(v, bytes)]
+    if not held:
         raise ValueError(f'{name}: no image among {", ".join(row)}')
     try:
-        return read_image(io.BytesIO(data), size)
+        return read_image(io.BytesIO(held[0]), size)
     except ValueError as e:
         raise ValueError(f'{name}: {str(e).partition(": ")[2]}') from None
 
@@ -64,29 +64,32 @@ def _png(pixels: Tensor) -> bytes:
     return out.getvalue()
 
 
-def _write_tar(path: Path, rows: list):
+def _write_tar(path: Path, samples: list):
+    "A file for each image, and one beside it for its label"
     with tarfile.open(path, 'w') as t:
-        for i, png, label in rows:
-            for ending, content in (
-                ('png', png),
-                *([('cls', str(label).encode())] if label is not None else []),
-            ):
+        for i, png, label in samples:
+            files = dict(png=png) if label is None else dict(png=png, cls=str(label).encode())
+            for ending, content in files.items():
                 info = tarfile.TarInfo(f'{i:09d}.{ending}')
                 info.size = len(content)
                 t.addfile(info, io.BytesIO(content))
 
 
-def _write_parquet(path: Path, rows: list):
+def _write_parquet(path: Path, samples: list):
+    "A table with a column of images, and perhaps one of labels"
     import pyarrow as pa, pyarrow.parquet as pq
 
-    columns = dict(image=[dict(bytes=png, path=f'{i:09d}.png') for i, png, _ in rows])
-    if rows[0][2] is not None:
-        columns['label'] = [y for *_, y in rows]
+    columns = dict(image=[dict(bytes=png, path=f'{i:09d}.png') for i, png, _ in samples])
+    if samples[0][2] is not None:
+        columns['label'] = [label for *_, label in samples]
     pq.write_table(pa.table(columns), path, row_group_size=100)
+
+
+_WRITERS = dict(tar=_write_tar, parquet=_write_parquet)
 
 # %% ../nbs/62_shards.ipynb #a0766e2c
 def write_shards(
-    data: Images | Files,  # what to write
+    data: ImageSet,  # what to write
     folder: str | Path,  # where; made if need be
     per_shard: int = 1000,  # images in a shard; the last has the rest
     format: str = 'tar',  # or 'parquet'
@@ -95,114 +98,115 @@ def write_shards(
     "Images as shards, with labels where there are some"
     if per_shard < 1:
         raise ValueError(f'per_shard must be at least 1, got {per_shard}')
-    if format not in ('tar', 'parquet'):
-        raise ValueError(f"format: 'tar' or 'parquet' expected, got {format!r}")
-    folder, write = Path(folder).expanduser(), _write_tar if format == 'tar' else _write_parquet
+    write = _WRITERS[one_of(format, _WRITERS, 'format')]
+    folder = Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     if data.classes:
         (folder / 'classes.txt').write_text('\n'.join(data.classes) + '\n')
+
     starts, paths = range(0, len(data), per_shard), []
-    for k, a in enumerate(starts):
-        order = torch.arange(a, min(a + per_shard, len(data)))
-        rows = [
-            (int(i), _png(x), None if data.labels is None else int(data.labels[i]))
-            for p, index in batches(data, order)
-            for x, i in zip(p, index)
-        ]
+    for k, first in enumerate(starts):
+        samples = []
+        for pixels, index in batches(data, range(first, min(first + per_shard, len(data)))):
+            labels = itertools.repeat(None) if data.labels is None else data.labels[index].tolist()
+            samples += zip(index.tolist(), map(_png, pixels), labels)
         paths.append(folder / f'{prefix}-{k:05d}-of-{len(starts):05d}.{format}')
-        write(part := paths[-1].with_suffix('.part'), rows)
+        part = paths[-1].with_suffix('.part')
+        write(part, samples)
         os.replace(part, paths[-1])
     return paths
 
 # %% ../nbs/62_shards.ipynb #afc563a3
-def _walk(path: str) -> tuple[int, list | None]:
-    "Samples and labels from the headers of a tar archive, as `datasets` groups them; raises where it is damaged"
+def _tar_labels(path: str) -> list:
+    "Label of each sample, or None, from the headers of a tar archive; raises where it is damaged"
     labels, last = [], None
     with tarfile.open(path, 'r:') as t:
         for m in t:
-            key, dot, ending = os.path.basename(m.name).partition('.')
+            folder, name = os.path.split(m.name)
+            key, dot, ending = name.partition('.')
             if not m.isreg() or not key or not dot or key.startswith('__'):
-                continue
-            if (key := os.path.join(os.path.dirname(m.name), key)) != last:
+                continue  # as `datasets` does
+            if (folder, key) != last:
                 labels.append(None)
-                last = key
+                last = folder, key
             if ending == 'cls':
                 labels[-1] = int(t.extractfile(m).read())
         t.fileobj.seek(t.offset)
-        if not (rest := t.fileobj.read(2**20)) or rest.strip(b'\0'):
+        rest = t.fileobj.read(2**20)
+        if not rest or rest.strip(b'\0'):
             raise tarfile.ReadError(f'damaged or cut off at byte {t.offset:,}')
-    return len(labels), labels
+    return labels
 
 
-def _footer(path: str) -> tuple[int, list | None]:
-    "Rows of a parquet file, and labels where a column `label` or `cls` has them"
+def _parquet_labels(path: str) -> list:
+    "Label of each row, or None, from a column `label` or `cls`"
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as f:
-        name = next((n for n in ('label', 'cls') if n in f.schema_arrow.names), None)
-        return f.metadata.num_rows, f.read([name])[name].to_pylist() if name else None
+        for name in ('label', 'cls'):
+            if name in f.schema_arrow.names:
+                return f.read([name])[name].to_pylist()
+        return [None] * f.metadata.num_rows
 
 # %% ../nbs/62_shards.ipynb #6c3e8b01
-def _count(path: str) -> dict:
-    "Samples, labels and trouble of a shard; of a damaged one, the samples that can be reached"
-    s = os.stat(path)
-    seen = dict(stamp=[s.st_size, s.st_mtime_ns], trouble='')
+def _reachable(path: str) -> list:
+    "Label of each sample of a damaged shard that can be reached"
+    labels = []
     try:
-        n, labels = (_footer if path.endswith('.parquet') else _walk)(path)
+        for row in _open(path):
+            labels.append(row.get('cls', row.get('label')))
+    except ImportError:
+        raise
+    except Exception:  # damaged bytes may raise anything
+        pass
+    if len(labels) > 1 and labels[0] is not None and labels[-1] is None:
+        labels.pop()  # cut off between an image and its label
+    return labels
+
+
+def _stamp(path: str) -> list[int]:
+    "Length and time of a file"
+    s = os.stat(path)
+    return [s.st_size, s.st_mtime_ns]
+
+
+def _count(path: str) -> dict:
+    "Samples, labels and trouble of a shard"
+    stamp, trouble = _stamp(path), ''
+    try:
+        labels = (_parquet_labels if path.endswith('.parquet') else _tar_labels)(path)
     except Exception as e:  # damaged bytes may raise anything
-        seen['trouble'], n, labels = (
-            f'{os.path.basename(path)}: {type(e).__name__}: {" ".join(str(e).split())}',
-            0,
-            [],
-        )
-        try:
-            for row in _open(path):
-                n += 1
-                labels.append(row.get('cls', row.get('label')))
-        except ImportError:
-            raise
-        except Exception:
-            pass
-        if n > 1 and labels[-1] is None is not labels[0]:
-            n, labels = n - 1, labels[:-1]  # cut off between an image and its label
-        seen['trouble'] += f' ({n} samples can be read)'
+        labels = _reachable(path)
+        reason = f'{type(e).__name__}: {" ".join(str(e).split())}'
+        trouble = f'{os.path.basename(path)}: {reason} ({len(labels)} samples can be read)'
     known = labels and all(isinstance(y, int) for y in labels)
-    return dict(seen, n=n, labels=labels if known else None)
+    return dict(stamp=stamp, trouble=trouble, n=len(labels), labels=labels if known else None)
 
 # %% ../nbs/62_shards.ipynb #1723903b
+def _index_file(root: str) -> Path:
+    "Where what was counted under a root is kept"
+    digest = hashlib.blake2b(root.encode('utf-8', 'backslashreplace'), digest_size=8).hexdigest()
+    return cache_folder() / f'shards-{digest}.json'
+
+
 def _indexed(root: str, paths: list[str]) -> tuple[dict, str]:
     "What is known of each shard, from the index and by counting, also of those that are gone; and a note"
-    file = (
-        cache_folder()
-        / f'shards-{hashlib.blake2b(root.encode("utf-8", "backslashreplace"), digest_size=8).hexdigest()}.json'
-    )
+    file = _index_file(root)
     try:
         known = json.loads(file.read_text())
     except (OSError, ValueError):
         known = {}
-
-    def fresh(p):
-        return (s := os.stat(p)) and known.get(p, {}).get('stamp') == [s.st_size, s.st_mtime_ns]
-
-    new = [p for p in paths if not fresh(p)]
+    new = [p for p in paths if known.get(p, {}).get('stamp') != _stamp(p)]
     with ThreadPoolExecutor(8) as pool:
-        known |= zip(
-            new,
-            tqdm(
-                pool.map(_count, new),
-                total=len(new),
-                desc='counting',
-                unit='shard',
-                disable=None if len(new) > 100 else True,
-            ),
-        )
-    if not new:
-        return known, f'index {file}'
+        quiet = None if len(new) > 100 else True
+        counts = tqdm(pool.map(_count, new), total=len(new), desc='counting', unit='shard', disable=quiet)
+        known |= zip(new, counts)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(f'.{os.getpid()}.part')
-        part.write_text(json.dumps(known))
-        os.replace(part, file)
+        if new:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            part = file.with_suffix(f'.{os.getpid()}.part')
+            part.write_text(json.dumps(known))
+            os.replace(part, file)
     except OSError as e:
         return known, f'{file} cannot be written ({e.strerror}), so shards are counted each time'
     return known, f'index {file}'
@@ -218,26 +222,27 @@ class Shards(Files):
     lanes: int = 16  # at most so many shards are read side by side
     missing: str = 'error'  # or 'skip': what to do when a shard vanishes
 
+    per_image = ('rows', 'labels')
+
     def __post_init__(self):
         if len(self.lengths) != len(self.paths):
             raise ValueError(f'{len(self.lengths)} lengths for {len(self.paths)} shards')
-        if self.labels is not None and len(self.labels) != len(self):
-            raise ValueError(f'{len(self.labels)} labels for {len(self)} images')
         if min(self.buffer, self.lanes) < 1:
             raise ValueError(f'buffer and lanes must be at least 1, got {self.buffer} and {self.lanes}')
         if self.missing not in ('error', 'skip'):
             raise ValueError(f"missing: 'error' or 'skip' expected, got {self.missing!r}")
+        super().__post_init__()
 
     def __len__(self):
         return sum(self.lengths) if self.rows is None else len(self.rows)
 
-    def __repr__(self):
-        return (
-            super().__repr__().replace('Files(', 'Shards(').replace('on disk', f'in {len(self.paths)} shards')
-        )
-
     def __getstate__(self):
         return {k: v for k, v in self.__dict__.items() if k != '_place'}  # an open file cannot travel
+
+    @property
+    def where(self) -> str:
+        "Where the images lie, for the representation"
+        return f'in {len(self.paths)} shards'
 
     def name(self, i: int) -> str:
         "The shard, and the place in it"
@@ -246,51 +251,56 @@ class Shards(Files):
 
     def read(self, i: int) -> UInt8[Tensor, "c h w"]:
         "One image; cheap for one that lies behind the last one read"
-        (s, k), (whose, at, rows) = _where(self, i), self.__dict__.get('_place', (None, 0, None))
+        s, k = _where(self, i)
+        whose, at, samples = self.__dict__.get('_place', (None, 0, None))
         if whose != (os.getpid(), s) or at > k:
-            at, rows = k, _open(self.paths[s], k)
-        self.__dict__['_place'] = (os.getpid(), s), k + 1, rows
-        return _image(_next(rows, k - at, self.name(i)), self.size, self.name(i))
+            at, samples = k, _open(self.paths[s], k)
+        self.__dict__['_place'] = (os.getpid(), s), k + 1, samples
+        return _image(_next(samples, k - at, self.name(i)), self.size, self.name(i))
 
-    def select(self, index: Tensor | np.ndarray | Sequence) -> 'Shards':
+    def select(
+        self,
+        index: Tensor | np.ndarray | Sequence,  # indices, or a mask
+    ) -> 'Shards':  # of the same files
         "Some of the images, in that order; a stream reads them in the order of the shards"
-        index = pick(torch.arange(len(self)), index)
-        return replace(
-            self, rows=index if self.rows is None else self.rows[index], labels=pick(self.labels, index)
-        )
+        if self.rows is None:
+            return replace(self, rows=torch.arange(len(self))).select(index)
+        return super().select(index)
 
     @cached_property
     def sample(self) -> Images:
         "About 2,000 images from at most 16 shards, in memory, for statistics"
         some = sorted({round(x) for x in np.linspace(0, len(self.paths) - 1, 16)})
-        parts = [p for s in some for p, _ in _shard(self, s, 0, 2048 // len(some)) if p is not None]
-        if not parts:
+        kept, most = _kept(self), 2048 // len(some)
+        images = [p for s in some for p, _ in _shard(self, s, kept[s][:most]) if p is not None]
+        if not images:
             raise ValueError(f'none of the images of {len(some)} shards can be read (first: {self.paths[0]})')
-        return Images(torch.stack(parts))
+        return Images(torch.stack(images))
 
     def stream(
-        self, batch: int, seed: int = 0, start: int = 0, workers: int = 0, rows: Callable | None = None
-    ) -> Iterator[Tensor]:
-        "Batches (b c h w) from a step on, for ever; with `rows`, n -> (first, last), only these rows of each"
+        self,
+        batch: int,  # images in a batch
+        seed: int = 0,  # of the order
+        start: int = 0,  # first step
+        workers: int = 0,  # processes that read
+        rows: Callable | None = None,  # n -> (first, last): only these rows of each batch
+    ) -> Iterator[Tensor]:  # uint8 (b c h w), for ever
+        "Batches from a step on"
         if batch < 1 or start < 0:
             raise ValueError(f'batch of at least 1 and start of at least 0 expected, got {batch} and {start}')
         if len(self) < batch:
-            raise ValueError(
-                f'a batch of {batch} is larger than the data, {len(self)} images: use --batch {max(2, len(self) // 2)} or less'
-            )
-        lanes = _Lanes(self, batch, seed, start, *((0, batch) if rows is None else rows(batch)))
+            raise ValueError(f'a batch of {batch} is larger than the data, {len(self)} images')
+        lanes = _Lanes(self, batch, seed, start, *(rows(batch) if rows else (0, batch)))
         workers = min(workers, len(lanes.mine))
-        loader = iter(
-            DataLoader(
-                lanes, batch_size=None, num_workers=workers, collate_fn=_same, generator=torch.Generator()
-            )
-        )
+        options = dict(num_workers=workers, collate_fn=_same, generator=torch.Generator())
+        loader = iter(DataLoader(lanes, batch_size=None, **options))
         while True:
             got = [next(loader) for _ in range(max(1, workers))]
             for _, bad, fault in got:
                 self.skipped.extend(b for b in dict.fromkeys(bad) if b not in self.skipped)
                 if fault:
-                    raise fault[0](fault[1])
+                    kind, message = fault
+                    raise kind(message)
             yield torch.cat([pixels for pixels, *_ in got])
 
 # %% ../nbs/62_shards.ipynb #bfccd839
@@ -302,50 +312,44 @@ def _where(data: Shards, i: int) -> tuple[int, int]:
     return s, i - int(ends[s] - data.lengths[s])
 
 
-def _next(rows: Iterator, skip: int, name: str) -> dict:
+def _next(samples: Iterator, skip: int, name: str) -> dict:
     "The sample after some others"
     try:
-        return next(itertools.islice(rows, skip, None))
+        return next(itertools.islice(samples, skip, None))
     except ImportError:
         raise
-    except Exception as e:
-        raise ValueError(
-            f'{name}: cannot be reached ({type(e).__name__}{": " if str(e) else ""}{" ".join(str(e).split())[:100]})'
-        ) from None
+    except Exception as e:  # damaged bytes may raise anything
+        reason = ' '.join(f'{type(e).__name__} {e}'.split())
+        raise ValueError(f'{name}: cannot be reached ({reason[:100]})') from None
 
 # %% ../nbs/62_shards.ipynb #2eaf5132
-_GONE = "{}: this shard was counted and is gone; put it back, or go on without it by missing='skip' (JEPA_LIT_MISSING=skip)"
-
-
 def _kept(data: Shards) -> list:
     "Places of the images that count, by shard"
     if data.rows is None:
         return [range(n) for n in data.lengths]
-    ends, rows = np.cumsum(data.lengths), data.rows.sort().values.numpy()
-    return [
-        (p - (e - n)).tolist()
-        for p, e, n in zip(np.split(rows, np.searchsorted(rows, ends[:-1])), ends, data.lengths)
-    ]
+    rows, ends = data.rows.sort().values.numpy(), np.cumsum(data.lengths)
+    parts = np.split(rows, np.searchsorted(rows, ends[:-1]))
+    starts = ends - np.array(data.lengths)
+    return [(part - start).tolist() for part, start in zip(parts, starts)]
 
 
-def _shard(data: Shards, s: int, a: int, b: int, kept: Sequence | None = None) -> Iterator[tuple]:
-    "Images a to b of a shard, of those that count: pixels, or None and what was wrong"
-    keep, path, row = (_kept(data)[s] if kept is None else kept)[a:b], data.paths[s], None
+def _shard(data: Shards, s: int, keep: Sequence[int]) -> Iterator[tuple]:
+    "Some images of a shard, by their places in it: pixels, or None and what was wrong"
     if not len(keep):
         return
-    if not os.path.exists(path) and data.missing == 'error':
-        raise FileNotFoundError(_GONE.format(path))
-    base, at = os.path.basename(path), keep[0]
-    rows = _open(path, at)
+    path, base = data.paths[s], os.path.basename(data.paths[s])
+    if data.missing == 'error' and not os.path.exists(path):
+        raise FileNotFoundError(f"{path}: this shard was counted and is gone; missing='skip' goes on without")
+    samples, at = _open(path, keep[0]), keep[0]
     for done, k in enumerate(keep):
         try:
-            if k >= at:
-                row = _next(rows, k - at, base)
+            if k >= at:  # else the same image again
+                row = _next(samples, k - at, base)
                 at = k + 1
         except ValueError as e:  # what lies behind the damage is lost
-            yield from [
-                (None, f'{base}: {len(keep) - done} images from #{k} on: {str(e).partition(": ")[2]}')
-            ] * (len(keep) - done)
+            left = len(keep) - done
+            lost = None, f'{base}: {left} images from #{k} on: {str(e).partition(": ")[2]}'
+            yield from itertools.repeat(lost, left)
             return
         try:
             yield _image(row, data.size, f'{base}#{k}'), ''
@@ -357,10 +361,9 @@ def _line(data: Shards, order: list[int], start: int, stop: int) -> Iterator[tup
     "Images start to stop of all shards laid end to end"
     kept, first = _kept(data), 0
     for s in order:
-        n = len(kept[s])
-        if first < stop and first + n > start:
-            yield from _shard(data, s, max(start - first, 0), min(stop - first, n), kept[s])
-        first += n
+        part = kept[s][max(start - first, 0) : max(stop - first, 0)]
+        yield from _shard(data, s, part)
+        first += len(kept[s])
 
 # %% ../nbs/62_shards.ipynb #644fb5cb
 def _mend(window: list, spare: Callable) -> list:
@@ -370,32 +373,40 @@ def _mend(window: list, spare: Callable) -> list:
     return [next(fill) if x is None else x for x, _ in window]
 
 # %% ../nbs/62_shards.ipynb #230d8920
-def _lane(data: Shards, keys: tuple, w: int, start: int, stop: int, at: int, bad: list) -> Iterator[Tensor]:
-    "Images start to stop of an epoch's line through a buffer of w, from the at-th that leaves it; keys are seed, epoch, lane"
+def _first_good(data: Shards, order: list[int], n: int) -> list:
+    "The first n images of a line that can be read"
+    good = (x for x, _ in _line(data, order, 0, len(data)) if x is not None)
+    found = list(itertools.islice(good, n))
+    if not found:
+        counts = f'{len(data)} images in {len(data.paths)} shards'
+        raise ValueError(f'none of {counts} can be read (first: {data.paths[0]})')
+    return found
+
+
+def _lane(
+    data: Shards,
+    keys: tuple,  # seed, epoch, lane
+    w: int,  # images in the buffer
+    start: int,  # of the lane, in the epoch's line
+    stop: int,
+    at: int,  # begin with the at-th image that leaves the buffer
+    bad: list,  # what could not be read is added here
+) -> Iterator[Tensor]:
+    "A part of an epoch's line through a buffer"
     order = torch.randperm(len(data.paths), generator=generator(keys[0], 'shards', keys[1])).tolist()
     j, skip = divmod(at, w)
     line = _line(data, order, start + j * w, stop)
-
-    def fill(n):
-        return list(itertools.islice(line, n))
-
-    def spare(n):
-        found = list(itertools.islice((x for x, _ in _line(data, order, 0, len(data)) if x is not None), n))
-        if not found:
-            raise ValueError(
-                f'none of {len(data)} images in {len(data.paths)} shards can be read (first: {data.paths[0]})'
-            )
-        return found
-
-    here = fill(w)
+    here = list(itertools.islice(line, w))
     while here:
         bad.extend(why for x, why in here if x is None)
-        window, here = _mend(here, spare), []
-        for i in torch.randperm(len(window), generator=generator(*keys, 'buffer', j)).tolist()[skip:]:
+        window, here = _mend(here, partial(_first_good, data, order)), []
+        leaving = torch.randperm(len(window), generator=generator(*keys, 'buffer', j)).tolist()
+        for i in leaving[skip:]:
             yield window[i]
             window[i] = None
-            here += fill(1)  # one comes for each that leaves
-        here, j, skip = here + fill(w - len(here)), j + 1, 0
+            here.extend(itertools.islice(line, 1))  # one comes for each that leaves
+        here.extend(itertools.islice(line, w - len(here)))
+        j, skip = j + 1, 0
 
 # %% ../nbs/62_shards.ipynb #d898f634
 def _same(x):
@@ -408,42 +419,32 @@ class _Lanes(IterableDataset):
     def __init__(self, data: Shards, batch: int, seed: int, start: int, first: int, last: int):
         if not 0 <= first < last <= batch:
             raise ValueError(f'rows first to last of a batch of {batch} expected, got {first} and {last}')
-        self.data, self.batch, self.seed, self.start = data, batch, seed, start
+        self.data, self.seed, self.start = data, seed, start
+        self.first, self.last = first, last
+        self.steps = len(data) // batch  # in an epoch
         n = min(data.lanes, batch, len(data.paths))
-        self.w = max(1, data.buffer // n)
-        self.cuts = [
-            batch * i // n for i in range(n + 1)
-        ]  # lane i has rows cuts[i] to cuts[i + 1] of each batch
-        self.mine = [
-            (i, max(first, a) - a, min(last, b) - a)
-            for i, (a, b) in enumerate(zip(self.cuts, self.cuts[1:]))
-            if first < b and a < last
-        ]
+        self.window = max(1, data.buffer // n)
+        self.cuts = [batch * i // n for i in range(n + 1)]  # lane i has rows cuts[i] to cuts[i + 1]
+        self.mine = [i for i in range(n) if first < self.cuts[i + 1] and self.cuts[i] < last]
 
-    def epoch(self, epoch, step, mine, bad):
-        lanes, steps = [], len(self.data) // self.batch
-        for i, a, b in mine:
-            k, line = self.cuts[i + 1] - self.cuts[i], steps * self.cuts[i]
-            lanes.append(
-                (
-                    _lane(self.data, (self.seed, epoch, i), self.w, line, line + steps * k, step * k, bad),
-                    k,
-                    a,
-                    b,
-                )
-            )
-        for _ in range(step, steps):
-            yield torch.stack([x for lane, k, a, b in lanes for x in list(itertools.islice(lane, k))[a:b]])
+    def lane(self, i: int, epoch: int, step: int, bad: list) -> Iterator[list]:
+        "The rows that are wanted of lane i, step by step"
+        a, b = self.cuts[i], self.cuts[i + 1]
+        keys, at = (self.seed, epoch, i), step * (b - a)
+        images = _lane(self.data, keys, self.window, self.steps * a, self.steps * b, at, bad)
+        for _ in range(step, self.steps):
+            rows = list(itertools.islice(images, b - a))
+            yield rows[max(self.first - a, 0) : self.last - a]
 
     def __iter__(self):
         info, bad = get_worker_info(), []
         w, n = (info.id, info.num_workers) if info else (0, 1)
         mine = self.mine[len(self.mine) * w // n : len(self.mine) * (w + 1) // n]
-        epoch, step = divmod(self.start, len(self.data) // self.batch)
+        epoch, step = divmod(self.start, self.steps)
         try:
             while True:
-                for pixels in self.epoch(epoch, step, mine, bad):
-                    yield pixels, bad[:], None
+                for rows in zip(*(self.lane(i, epoch, step, bad) for i in mine)):
+                    yield torch.stack([x for row in rows for x in row]), bad[:], None
                     bad.clear()
                 epoch, step = epoch + 1, 0
         except (ValueError, OSError, ImportError) as e:
@@ -453,79 +454,103 @@ class _Lanes(IterableDataset):
 def _find(root: str) -> list[str]:
     "The shards in a folder, or those that a pattern names"
     place = Path(root).expanduser()
-    if place.is_file():
+    if place.is_dir():
+        found = [str(p) for p in place.rglob('*')]
+    elif place.is_file():
         found = [str(place)]
-    elif place.is_dir():
-        found = [str(p) for p in place.rglob('*') if p.is_file()]
     elif glob.has_magic(root):
-        found = [p for p in glob.glob(str(place), recursive=True) if os.path.isfile(p)]
+        found = glob.glob(str(place), recursive=True)
     else:
         raise FileNotFoundError(f'{root}: no such folder, file or pattern')
-    shards = sorted(
-        os.path.abspath(p)
-        for p in found
-        if p.endswith(('.tar', '.parquet')) and os.path.basename(p)[0] != '.'
-    )
+    files = [os.path.abspath(p) for p in found if os.path.isfile(p)]
+    shards = [p for p in files if p.endswith(('.tar', '.parquet')) and os.path.basename(p)[0] != '.']
     if not shards:
-        raise ValueError(f'{root}: no shards among {len(found)} files (.tar and .parquet are known)')
-    return shards
+        raise ValueError(f'{root}: no shards among {len(files)} files (.tar and .parquet are known)')
+    return sorted(shards)
 
 
 def _gaps(paths: list[str], known: dict) -> list[str]:
     "Names of shards that should be there"
-    families, gone = {}, {p for p in known if p not in paths and not re.search(r'-of-\d+\.\w+$', p)}
+    gone = {p for p in known if p not in paths and not re.search(r'-of-\d+\.\w+$', p)}
+    families = defaultdict(set)  # numbers of the shards that differ in nothing else
     for p in paths:
         if m := re.fullmatch(r'(.*?)(\d+)((?:-of-(\d+))?\.\w+)', p):
-            families.setdefault((m[1], m[3], len(m[2]), m[4]), set()).add(int(m[2]))
+            head, number, tail, total = m.groups()
+            families[head, tail, len(number), int(total or 0)].add(int(number))
     for (head, tail, width, total), have in families.items():
-        first = int(total is not None and max(have) == int(total))  # some count from 1
-        holes = set(range(first, first + int(total)) if total else range(min(have), max(have))) - have
-        if total or len(holes) <= len(have):
-            gone |= {f'{head}{i:0{width}d}{tail}' for i in holes}  # else they are dates, or the like
+        first = int(total == max(have))  # some count from 1
+        expected = range(first, first + total) if total else range(min(have), max(have))
+        holes = set(expected) - have
+        if total or len(holes) <= len(have):  # else they are dates, or the like
+            gone |= {f'{head}{i:0{width}d}{tail}' for i in holes}
     return sorted(gone)
 
 # %% ../nbs/62_shards.ipynb #0c742e3e
+def _part_of(path: str) -> str:
+    "The held-out part that the name of a shard, or of its folder, begins with; else 'train'"
+    for name in (os.path.basename(path), os.path.basename(os.path.dirname(path))):
+        if m := re.match(r'(test|validation|valid|val)(?![A-Za-z])', name):
+            return m[1]
+    return 'train'
+
+
 def _parts(paths: list[str]) -> tuple[list[str], list[str], str]:
     "Shards to train on, shards held out, and a note"
-
-    def part(p):
-        return next(
-            (
-                m[1]
-                for w in (os.path.basename(p), os.path.basename(os.path.dirname(p)))
-                if (m := re.match(r'(test|validation|valid|val)(?![A-Za-z])', w))
-            ),
-            'train',
-        )
-
-    by = {}
+    by = defaultdict(list)
     for p in paths:
-        by.setdefault(part(p), []).append(p)
-    held = next((k for k in ('test', 'val', 'valid', 'validation') if k in by), None)
-    if held is None or 'train' not in by:
+        by[_part_of(p)].append(p)
+    held = [k for k in ('test', 'val', 'valid', 'validation') if k in by]
+    if not held or 'train' not in by:
         return paths, [], ''
-    unused = [k for k in by if k not in ('train', held)]
-    return (
-        by['train'],
-        by[held],
-        f'{len(by["train"])} shards to train, {len(by[held])} held out ({held}){", not used: " + ", ".join(unused) if unused else ""}',
-    )
+    train, test = by['train'], by[held[0]]
+    unused = f', not used: {", ".join(held[1:])}' if held[1:] else ''
+    return train, test, f'{len(train)} shards to train, {len(test)} held out ({held[0]}){unused}'
 
 # %% ../nbs/62_shards.ipynb #4f81b019
-def _notes(root: str, found: dict, part: str, trouble: list[str], gone: str, index: str) -> tuple[str, ...]:
-    "What the user should be told"
+def _some(names: list[str], n: int, sep: str = ', ') -> str:
+    "The first n names"
+    return sep.join(names[:n]) + (f'{sep}...' if len(names) > n else '')
+
+
+def _notes(root: str, found: dict, index: str, gone: str, trouble: list[str]) -> list[str]:
+    "What was found and what was not; the mark stands for the order of the images"
+    order = [(os.path.basename(p), v['n']) for p, v in found.items()]
+    mark = hashlib.blake2b(repr(order).encode(), digest_size=3).hexdigest()
     n = sum(v['n'] for v in found.values())
-    mark = hashlib.blake2b(
-        repr([(os.path.basename(p), v['n']) for p, v in found.items()]).encode(), digest_size=3
-    ).hexdigest()
-    notes = [f'shards: {n:,} images in {len(found)} shards in {root} (order {mark}, {index})', part]
+    notes = [f'shards: {n:,} images in {len(found)} shards in {root} (order {mark}, {index})']
     if gone:
         notes.append(f'skipped: {gone}')
     if trouble:
-        notes.append(
-            f'skipped: {len(trouble)} damaged shards, in part or whole: {"; ".join(trouble[:3])}{"; ..." if len(trouble) > 3 else ""}'
-        )
-    return tuple(notes)
+        notes.append(f'skipped: {len(trouble)} damaged shards, in part or whole: {_some(trouble, 3, "; ")}')
+    return notes
+
+# %% ../nbs/62_shards.ipynb #bd7af9ad
+def _made(paths: list[str], found: dict, options: dict) -> Shards:
+    "The container of some shards, from what was counted"
+    counted = [found[p] for p in paths]
+    labels = None
+    if all(v['labels'] is not None for v in counted):
+        labels = torch.tensor([y for v in counted for y in v['labels']], dtype=torch.int64)
+    skipped = [v['trouble'] for v in counted if v['trouble']]
+    return Shards(paths, labels, skipped=skipped, lengths=tuple(v['n'] for v in counted), **options)
+
+
+def _judged(train: Shards, test: Shards | None, seed: int) -> tuple[Shards, Shards | None, str]:
+    "Training and test part, split off where none is held out, and a note"
+    note = ''
+    if test is None and train.labels is not None and len(train.labels.unique()) > 1:
+        a, b = split(train.labels, 0.2, seed)
+        train, test = train.select(a), replace(train.select(b), skipped=[])
+        note = f'split 80/20 by split_seed {seed}'
+    if test is None or test.labels is None or train.labels is None:
+        return train, None, 'no test part, for that needs labels of at least two classes in all shards'
+    return train, test, note
+
+
+def _usable(found: dict) -> dict:
+    "Shards that hold images; a damaged one is left out where it would cost all others their labels"
+    labeled = all(v['labels'] is not None for v in found.values() if not v['trouble'])
+    return {p: v for p, v in found.items() if v['n'] and (not labeled or v['labels'] is not None)}
 
 # %% ../nbs/62_shards.ipynb #b46b76c1
 def load_shards(
@@ -534,65 +559,31 @@ def load_shards(
     split_seed: int = 0,  # of the 80/20 split, where no shards are held out
     buffer: int = 4096,  # images held in memory to shuffle
     lanes: int = 16,  # shards read side by side
-    missing: str
-    | None = None,  # a missing shard is an 'error', or 'skip' it; by default as JEPA_LIT_MISSING says
+    missing: str | None = None,  # shards are an 'error', or 'skip' them; by default as JEPA_LIT_MISSING says
 ) -> Splits:  # with `Shards` in it
     "Tar or parquet shards as a data set"
     missing = missing or os.environ.get('JEPA_LIT_MISSING', 'error')
     root, paths = str(root), _find(str(root))
     known, index = _indexed(os.path.abspath(os.path.expanduser(root)), paths)
-    gone = [] if Path(root).expanduser().is_file() else _gaps(paths, known)
-    said = f'{len(gone)} shards are missing: {", ".join(map(os.path.basename, gone[:5]))}{", ..." if len(gone) > 5 else ""}'
+    gone = [] if os.path.isfile(os.path.expanduser(root)) else _gaps(paths, known)
+    said = f'{len(gone)} shards are missing: {_some([os.path.basename(p) for p in gone], 5)}' if gone else ''
     if gone and missing == 'error':
-        raise FileNotFoundError(
-            f"{root}: {said}; put them back, or go on without them by missing='skip' (JEPA_LIT_MISSING=skip); {index}"
-        )
-    classes = Path(paths[0]).parent / 'classes.txt'
-    classes = tuple(classes.read_text().splitlines()) if classes.exists() else ()
+        raise FileNotFoundError(f"{root}: {said}; put them back, or missing='skip' goes on without; {index}")
+
+    found = _usable({p: known[p] for p in paths})
+    names = Path(paths[0]).parent / 'classes.txt'
+    classes = tuple(names.read_text().splitlines()) if names.exists() else ()
+    options = dict(classes=classes, size=size, buffer=buffer, lanes=lanes, missing=missing)
+    first, second, note = _parts(list(found))
+    train, test = (_made(part, found, options) if part else None for part in (first, second))
     trouble = [known[p]['trouble'] for p in paths if known[p]['trouble']]
-
-    def made(ps):
-        labels = [known[p]['labels'] for p in ps]
-        labels = torch.tensor([y for l in labels for y in l]) if ps and None not in labels else None
-        skipped = [known[p]['trouble'] for p in ps if known[p]['trouble']]
-        return Shards(
-            ps,
-            labels,
-            classes,
-            None,
-            size,
-            3,
-            skipped,
-            tuple(known[p]['n'] for p in ps),
-            None,
-            buffer,
-            lanes,
-            missing,
-        )
-
-    labeled = all(known[p]['labels'] is not None for p in paths if not known[p]['trouble'])
-    whole = {
-        p: known[p] for p in paths if known[p]['n'] and (not labeled or known[p]['labels'] is not None)
-    }  # a damaged one is no reason to lose all labels
-    train, test, note = _parts(list(whole))
-    train, test = made(train), made(test) if test else None
-    train.skipped.extend(known[p]['trouble'] for p in paths if p not in whole)
-    if len(train) < 2:
-        raise ValueError(
-            f'{root}: {len(train)} images in {len(paths)} shards, at least 2 are needed to train{": " if trouble else ""}{"; ".join(trouble[:3])}'
-        )
-    if test is None and train.labels is not None and len(train.labels.unique()) > 1:
-        (a, b), note = split(train.labels, 0.2, split_seed), f'split 80/20 by split_seed {split_seed}'
-        train, test = train.select(a), replace(train.select(b), skipped=[])
-    if test is None or test.labels is None or train.labels is None:
-        test, note = (
-            None,
-            (f'{note}; ' if note else '')
-            + 'no test part, for that needs labels of at least two classes in all shards',
-        )
-    return Splits(
-        'shards', train, test, notes=_notes(root, whole, note, trouble, said if gone else '', index)
-    )
+    if train is None or len(train) < 2:
+        counts = f'{len(train or ())} images in {len(paths)} shards'
+        raise ValueError(f'{root}: {counts}, at least 2 are needed to train; {_some(trouble, 3, "; ")}')
+    train.skipped.extend(known[p]['trouble'] for p in paths if p not in found)
+    train, test, judged = _judged(train, test, split_seed)
+    first_note, *skipped = _notes(root, found, index, said, trouble)
+    return Splits('shards', train, test, notes=(first_note, f'{note}{judged}', *skipped))
 
 # %% ../nbs/62_shards.ipynb #478dc398
 def _load(root, size, split_seed, cache_gb, workers):

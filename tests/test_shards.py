@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest, torch
 from jepa_lit import shards
 from jepa_lit.data import Images, Splits, generator
-from jepa_lit.datasets import load, channel_statistics
+from jepa_lit.datasets import LOADERS, channel_statistics, load
 from jepa_lit.files import Files, batches
 from jepa_lit.shards import Shards, load_shards, write_shards
 
@@ -413,9 +413,7 @@ def test_library_is_missing(made, monkeypatch):
 
 
 def test_load_without_this_chapter(monkeypatch):
-    from jepa_lit import data
-
-    monkeypatch.setattr(data, 'LOADERS', {})
+    monkeypatch.delitem(LOADERS, 'shards')
     one_line(lambda: load('shards', '.'), ValueError, 'import jepa_lit.shards first')
 
 
