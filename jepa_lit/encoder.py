@@ -41,7 +41,7 @@ def attend(
         return F.scaled_dot_product_attention(q, k, v, real)
     bias = q.new_zeros(())
     if mask is not None:  # a finite value, so that an image of padding alone gives no NaN
-        low = torch.zeros_like(real, dtype=q.dtype).masked_fill(~real, torch.finfo(q.dtype).min)
+        low = q.new_zeros(real.shape).masked_fill(~real, torch.finfo(q.dtype).min)
         bias = low.expand(-1, q.shape[1], -1, -1).flatten(0, 1)
     scores = torch.baddbmm(
         bias,

@@ -46,8 +46,6 @@ def patchify(
     patch: int,  # side of a patch in pixels; divides height and width
 ) -> Shaped[Tensor, "b n k"]:  # n patches row by row, each of k = c*patch*patch values
     "Cut images into square patches; inside a patch the order is channel, row, column."
-    if images.ndim != 4:
-        raise ValueError(f"expected images (b c h w), got shape {tuple(images.shape)}")
     grid_of(images.shape[-2:], patch)
     return rearrange(images, 'b c (r p) (s q) -> b (r s) (c p q)', p=patch, q=patch)
 
@@ -60,9 +58,6 @@ def unpatchify(
 ) -> Shaped[Tensor, "b c h w"]:
     "Put patches back together: the inverse of `patchify`."
     rows, cols = pair(grid, 'the grid')
-    n, k = rows * cols, channels * patch * patch
-    if patches.ndim != 3 or patches.shape[1:] != (n, k):
-        raise ValueError(f"expected patches (b {n} {k}), got shape {tuple(patches.shape)}")
     return rearrange(patches, 'b (r s) (c p q) -> b c (r p) (s q)', r=rows, c=channels, p=patch)
 
 # %% ../nbs/10_patches.ipynb #22c1fcbf

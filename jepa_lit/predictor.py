@@ -93,8 +93,6 @@ class Predictor(nn.Module):
         mask: Tensor | None = None,  # bool (b k): False where `context` only pads
     ) -> Tensor:  # predictions (m b t dim), in the order of the targets
         "Predict every target block by itself."
-        if z.ndim != 3 or z.shape[-1] != self.dim or not z.is_floating_point():
-            raise ValueError(f"expected encoded context (b k {self.dim}), got {z.dtype} {tuple(z.shape)}")
         n = self.grid[0] * self.grid[1]
         check_index(context, n, len(z), mask, 'context')
         check_index(targets, n, len(z), name='targets', blocks=True)

@@ -113,13 +113,8 @@ class MultiBlock(Sampler):
         max_context: int | None = None,  # most patches a context may keep; no limit by default
         published: bool = False,  # with the reference's biases, to compare; `cut` is then 'first' by default
     ):
-        for name, n, least in (
-            ('n_targets', n_targets, 1),
-            ('min_keep', min_keep, 0),
-            ('max_context', max_context, 1),
-        ):
-            if n is not None and n < least:
-                raise ValueError(f"expected {name} of at least {least}, got {n}")
+        if n_targets < 1 or (max_context is not None and max_context < 1):
+            raise ValueError(f"expected n_targets={n_targets} and max_context={max_context} of at least 1")
         self.grid = read_grid(grid, 1 + published)
         self.n_targets = n_targets
         self.target_scale = read_interval(target_scale, 'target_scale', 1)

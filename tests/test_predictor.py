@@ -270,9 +270,7 @@ def test_errors(unchecked, shared):
             Predictor(*args)
         assert '\n' not in str(e.value)
     for args, kind, words in (
-        ((z[0], c, t), ValueError, r'\(b k 12\)'),
-        ((z[..., 1:], c, t), ValueError, r'\(3, 7, 11\)'),
-        ((z.long(), c, t), ValueError, 'int64'),
+        ((z[0], c, t), ValueError, r'\(7 k\)'),
         ((z, c[:1], t), ValueError, 'context'),
         ((z, c[:, 1:], t), ValueError, '7 indices, one a context token, got 6'),
         ((z, c.int(), t), TypeError, 'int32'),
