@@ -11,30 +11,24 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from unittest import mock
-import torch, torch.nn.functional as F
+import torch
+import torch.nn.functional as F
+from tabulate import tabulate
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from .backbones import AnySize, Residual
+from .data import one_of
 from .datasets import SETS
-from .preprocess import Preprocess
-from .recipes import Recipe
-from .backbones import Residual
 from .encoder import SIZES, Block, ViT
 from .ijepa import IJEPA
 from .lejepa import LeJEPA, projector
 from .masks import Masks
-from .patches import resize_positions
 from .predictor import Predictor
+from .preprocess import Preprocess
+from .recipes import IJEPARecipe, LeJEPARecipe
 from .views import MultiCrop
-
-# %% ../nbs/63_cost.ipynb #e972aa3a
-class _AnySize(ViT):
-    "A ViT whose positions are resized to the image, as LeJEPA's local views need"
-
-    def tokens(self, x, keep=None, mask=None):
-        x = self.patch_embed.proj(x)
-        return x.flatten(2).transpose(1, 2) + resize_positions(self.pos_embed, self.grid, tuple(x.shape[-2:]))
 
 # %% ../nbs/63_cost.ipynb #aa6178a8
 def sketch(
@@ -43,133 +37,127 @@ def sketch(
     patch: int = 14,  # side of a patch in pixels
     img_size: int = 224,  # side of an image in pixels, divisible by the patch
     checkpoint: bool = False,  # recompute the encoder's blocks in the backward pass
-    views: MultiCrop
-    | None = None,  # of LeJEPA; 2 of the image's size and 6 of 98 pixels (7/16 of it at other sizes) by default
-) -> nn.Module:  # an IJEPA or a LeJEPA on the meta device
+    views: MultiCrop | None = None,  # of LeJEPA; 2 of the image's size and 6 of 7/16 of it by default
+) -> IJEPA | LeJEPA:  # on the meta device
     "A method at the papers' sizes, without weights: it has shapes, and costs nothing."
-    if method not in ('ijepa', 'lejepa'):
-        raise ValueError(f"expected a method 'ijepa' or 'lejepa', got {method!r}")
-    if size not in SIZES:
-        raise ValueError(f"expected a size as one of {', '.join(SIZES)}, got {size!r}")
-    dim, depth, heads, ratio = SIZES[size]
+    one_of(method, ('ijepa', 'lejepa'), 'method')
+    dim, depth, heads, ratio = SIZES[one_of(size, SIZES, 'size')]
     with torch.device('meta'):
-        net = (ViT if method == 'ijepa' else _AnySize)(
-            img_size, patch, dim, depth, heads, ratio, checkpoint=checkpoint
-        )
-        if method == 'ijepa':
-            return IJEPA(
-                net, Predictor(net.grid, dim, 384, {'large': 12, 'huge': 12, 'giant': 16}.get(size, 6), heads)
-            )
-        views = views or MultiCrop(local_size=patch * max(1, round(img_size * 7 / 16 / patch)))
-        return LeJEPA(net, projector(dim, 64, 2048), views=views)
+        net = AnySize(img_size, patch, dim, depth, heads, ratio, checkpoint=checkpoint)
+        if method == 'lejepa':
+            views = views or MultiCrop(local_size=patch * max(1, round(img_size * 7 / 16 / patch)))
+            return LeJEPA(net, projector(dim, 64, 2048), views=views)
+        blocks = {'large': 12, 'huge': 12, 'giant': 16}.get(size, 6)
+        return IJEPA(net, Predictor(net.grid, dim, 384, blocks, heads))
 
 # %% ../nbs/63_cost.ipynb #7565bac6
 def example(
-    method: nn.Module,  # an IJEPA or a LeJEPA
+    method: IJEPA | LeJEPA,  # whose batch to make
     images: int,  # in this process
     total: int | None = None,  # images that the masks are cut for together; as many as `images` by default
     img_size: int = 224,  # side of an image, for a LeJEPA whose backbone does not know it
 ) -> tuple | list:  # what `method` takes, on the meta device
     "A batch without content, of the shape that a typical step sees."
-    if not isinstance(method, (IJEPA, LeJEPA)):
-        raise TypeError(f"expected an IJEPA or a LeJEPA, got {type(method).__name__}")
     if images < 1:
         raise ValueError(f"expected at least one image, got {images}")
+    if isinstance(method, IJEPA):
+        return _images_and_masks(method, images, max(images, total or 0))
+    if not isinstance(method, LeJEPA):
+        raise TypeError(f"expected an IJEPA or a LeJEPA, got {type(method).__name__}")
+    net, views = method.backbone, method.views
+    channels = next(m.in_channels for m in net.modules() if isinstance(m, nn.Conv2d))
+    sides = views.sizes(min(net.patch_embed.img_size) if isinstance(net, ViT) else img_size)
+    counts = views.global_views, views.local_views
+    return [torch.empty(n, images, channels, s, s, device='meta') for n, s in zip(counts, sides)]
 
-    def empty(*shape, **kw):
-        return torch.empty(*shape, device='meta', **kw)
 
-    if isinstance(method, LeJEPA):
-        first = next(m for m in method.backbone.modules() if isinstance(m, nn.Conv2d))
-        side = min(method.backbone.patch_embed.img_size) if isinstance(method.backbone, ViT) else img_size
-        v = method.views
-        return [
-            empty(n, images, first.in_channels, s, s)
-            for n, s in zip((v.global_views, v.local_views), v.sizes(side))
-        ]
-    g, e = torch.Generator().manual_seed(0), method.encoder
-    drawn = [method.masks(max(images, total or images), g) for _ in range(32)]
-    k, t = (
-        round(sum(x.shape[-1] for x in xs) / len(xs))
-        for xs in ([m.context for m in drawn], [m.targets for m in drawn])
-    )
-    mask = None if drawn[0].mask is None else empty(images, k, dtype=torch.bool)
-    masks = Masks(
-        empty(images, k, dtype=torch.int64), empty(len(drawn[0].targets), images, t, dtype=torch.int64), mask
-    )
-    return empty(images, e.in_chans, *e.patch_embed.img_size), masks
+def _images_and_masks(method, images, total):
+    "Masks of the mean size that the method's sampler draws for so many images"
+    seed, draws = torch.Generator().manual_seed(0), 32
+    drawn = [method.masks(total, seed) for _ in range(draws)]
+    m = len(drawn[0].targets)
+    k = round(sum(x.context.shape[1] for x in drawn) / draws)
+    t = round(sum(x.targets.shape[2] for x in drawn) / draws)
+    with torch.device('meta'):
+        context = torch.empty(images, k, dtype=torch.int64)
+        targets = torch.empty(m, images, t, dtype=torch.int64)
+        mask = None if drawn[0].mask is None else torch.empty(images, k, dtype=torch.bool)
+        encoder = method.encoder
+        x = torch.empty(images, encoder.in_chans, *encoder.patch_embed.img_size)
+    return x, Masks(context, targets, mask)
 
 # %% ../nbs/63_cost.ipynb #54098e1e
-@contextmanager
-def _pretend(half):
-    "On the meta device, an accelerator's habits: fused attention, and autocast to bfloat16 where `half`; yields the copies of weights"
-    on, copies, plain = [half], {}, (F.linear, F.conv2d, F.scaled_dot_product_attention)
+_flash = torch.ops.aten._scaled_dot_product_flash_attention
 
-    def cast(x):
-        if not (on[-1] and isinstance(x, Tensor) and x.dtype == torch.float32):
+
+class _Accelerator:
+    "On the meta device, an accelerator's habits: fused attention, and autocast to bfloat16 where `half`"
+
+    def __init__(self, half):
+        self.half = half
+        self.on = half  # within an autocast block that is switched on
+        self.copies = {}  # of trained weights, by their number
+
+    def cast(self, x):
+        if not (self.on and isinstance(x, Tensor) and x.dtype == torch.float32):
             return x
         if not (x.is_leaf and x.requires_grad):
             return x.bfloat16()
-        if id(x) not in copies:
-            copies[id(x)] = x.bfloat16()
-        return copies[id(x)]
+        return self.copies.setdefault(id(x), x.bfloat16())
 
-    def lower(f):
-        return lambda *args, **kw: f(*map(cast, args), **{k: cast(v) for k, v in kw.items()})
+    def lower(self, f):
+        return lambda *args: f(*map(self.cast, args))
 
-    def attention(q, k, v, mask=None):
-        return (
-            plain[2](cast(q), cast(k), cast(v), mask)
-            if mask is not None
-            else torch.ops.aten._scaled_dot_product_flash_attention(cast(q), cast(k), cast(v))[0]
-        )
+    def attention(self, q, k, v, mask=None):
+        q, k, v = self.cast(q), self.cast(k), self.cast(v)
+        return _flash(q, k, v)[0] if mask is None else self.plain(q, k, v, mask)
 
     @contextmanager
-    def autocast(*_, enabled=True, **__):
-        on.append(half and enabled)
+    def autocast(self, *_, enabled=True, **__):
+        was, self.on = self.on, self.half and enabled
         try:
             yield
         finally:
-            on.pop()
+            self.on = was
 
-    with (
-        mock.patch.multiple(
-            F, linear=lower(plain[0]), conv2d=lower(plain[1]), scaled_dot_product_attention=attention
-        ),
-        mock.patch.object(torch, 'autocast', autocast),
-    ):
-        yield copies
+    @contextmanager
+    def playing(self):
+        "F and autocast are replaced while a block runs"
+        self.plain = F.scaled_dot_product_attention
+        ours = dict(linear=self.lower(F.linear), conv2d=self.lower(F.conv2d))
+        ours['scaled_dot_product_attention'] = self.attention
+        with mock.patch.multiple(F, **ours), mock.patch.object(torch, 'autocast', self.autocast):
+            yield
 
 # %% ../nbs/63_cost.ipynb #32bb617e
 def _run(method, batch, half, backward=True):
-    "FLOPs of the forward pass by part, of the backward pass; bytes kept between them; bytes of bfloat16 copies of weights"
-    kept, alive = {}, []
-    own = {t.untyped_storage()._cdata for t in [*method.parameters(), *method.buffers(), *_tensors(batch)]}
+    "FLOPs of the forward pass by part, of the backward pass; bytes kept between them; bytes of weights' copies"
+    kept, accelerator = {}, _Accelerator(half)
+    own = {id(x.untyped_storage()) for x in [*method.parameters(), *method.buffers(), *_tensors(batch)]}
 
-    def pack(t):
-        s = t.untyped_storage()
-        if s._cdata not in own:
-            kept[s._cdata] = s.nbytes()
-            alive.append(t)  # alive, or its number would be given away
-        return t
+    def pack(x):
+        storage = x.untyped_storage()
+        if id(storage) not in own:
+            kept[id(storage)] = storage  # alive, or its number would be given away
+        return x
 
-    with torch.enable_grad(), FlopCounterMode(display=False) as counter, _pretend(half) as copies:
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+    with torch.enable_grad(), FlopCounterMode(display=False) as counter, accelerator.playing():
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
             loss, _ = method(batch)
         by, total = counter.get_flop_counts(), counter.get_total_flops()
         if backward:
             loss.backward()
     method.zero_grad(set_to_none=True)
-    copies = {c.untyped_storage()._cdata: c.untyped_storage().nbytes() for c in copies.values()}
+    copies = {id(s): s for s in (x.untyped_storage() for x in accelerator.copies.values())}
     parts = {
         name: sum(by.get(f'{type(method).__name__}.{name}', {}).values())
         for name, _ in method.named_children()
     }
     return (
-        {k: v for k, v in parts.items() if v},
+        {name: n for name, n in parts.items() if n},
         counter.get_total_flops() - total,
-        sum(n for s, n in kept.items() if s not in copies),
-        sum(copies.values()),
+        sum(s.nbytes() for key, s in kept.items() if key not in copies),
+        sum(s.nbytes() for s in copies.values()),
     )
 
 
@@ -177,7 +165,11 @@ def _tensors(batch):
     "The tensors of a batch"
     if isinstance(batch, Tensor):
         return [batch]
-    return [t for b in batch if b is not None for t in _tensors(b)]
+    return [x for part in batch if part is not None for x in _tensors(part)]
+
+
+def _bytes(tensors):
+    return sum(x.numel() * x.itemsize for x in tensors)
 
 # %% ../nbs/63_cost.ipynb #d16761bb
 @dataclass(frozen=True)
@@ -190,7 +182,7 @@ class Profile:
     again: float  # bytes an image that recomputing one block brings back; 0 without checkpointing
     copies: int  # bytes of bfloat16 copies of the trained weights
     inputs: float  # bytes of an image's part of the batch
-    units: tuple  # of (how many, in a block, trained, shapes): parameters, block by block, then those of no block
+    units: tuple  # of (how many, in a block, trained, shapes): block by block, then those of no block
     buffers: int  # bytes
     sums: tuple  # floats that SIGReg and batch norm sum over processes in a step, and in how many messages
     precision: str  # 'float32' or 'bfloat16'
@@ -202,120 +194,117 @@ class Profile:
         padded: bool = False,  # all rows, with those that fill the last shares up, as FSDP2 sends them
     ) -> int:  # how many
         "Parameters that the first of several processes holds."
-        return sum(
-            n * _numbers(shapes, processes, padded) for n, _, kind, shapes in self.units if kind == trained
-        )
+        mine = [(n, shapes) for n, _, kind, shapes in self.units if kind == trained]
+        return sum(n * _numbers(shapes, processes, padded) for n, shapes in mine)
 
 # %% ../nbs/63_cost.ipynb #47989cf7
-def _rows(shape, processes, padded=False):
-    "Numbers of one parameter in the largest share of its rows; or in all shares, filled up to that"
-    rows, rest = (shape[0], math.prod(shape[1:])) if shape else (1, 1)
-    return -(-rows // processes) * rest * (processes if padded else 1)
-
-
 def _numbers(shapes, processes, padded=False):
-    return sum(_rows(s, processes, padded) for s in shapes)
+    "Numbers in the largest share of the rows of some parameters; or in all shares, filled up to that"
+    total = 0
+    for shape in shapes:
+        rows, rest = (shape[0], math.prod(shape[1:])) if shape else (1, 1)
+        total += -(-rows // processes) * rest * (processes if padded else 1)
+    return total
 
 
 def _units(method):
     "Parameters block by block, equal ones together, trained and frozen ones apart; last those of no block"
-    blocks = [[*m.parameters()] for m in method.modules() if isinstance(m, (Block, Residual))]
-    inside = {id(p) for b in blocks for p in b}
+    blocks = [list(m.parameters()) for m in method.modules() if isinstance(m, (Block, Residual))]
+    inside = {id(p) for block in blocks for p in block}
     rest = [p for p in method.parameters() if id(p) not in inside]
-    groups = [(True, b) for b in blocks] + [
-        (False, [p for p in rest if p.requires_grad == kind]) for kind in (False, True)
-    ]
-    return tuple(
-        (n, *key)
-        for key, n in Counter(
-            (block, g[0].requires_grad, tuple(tuple(p.shape) for p in g)) for block, g in groups if g
-        ).items()
+    groups = [(True, block) for block in blocks]
+    groups += [(False, [p for p in rest if p.requires_grad == trained]) for trained in (False, True)]
+    found = Counter(
+        (inner, group[0].requires_grad, tuple(tuple(p.shape) for p in group))
+        for inner, group in groups
+        if group
     )
+    return tuple((n, *unit) for unit, n in found.items())
 
 
 def _sums(method, batch):
     "Floats and messages of SIGReg and of batch norms that run over all processes, forward and backward"
-    if not isinstance(method, LeJEPA):
+    if isinstance(method, IJEPA):
         return 0, 0
     norms = [m.num_features for m in method.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d))]
-    s, views, sizes = method.sigreg, sum(len(v) for v in batch), len(batch)
-    return 2 * (2 * (s.knots - 1) * views * s.slices + 1) + sizes * sum(
-        4 * c + 1 for c in norms
-    ), 2 + 2 * sizes * len(norms)
+    views, sizes = sum(map(len, batch)), len(batch)
+    waves = 2 * (method.sigreg.knots - 1) * views * method.sigreg.slices + 1
+    moments = sizes * sum(4 * c + 1 for c in norms)
+    return 2 * waves + moments, 2 + 2 * sizes * len(norms)
 
 # %% ../nbs/63_cost.ipynb #901390ce
 def profile(
-    method: nn.Module,  # an IJEPA or a LeJEPA on the meta device, such as `sketch` makes
-    total: int = 2048,  # images a step, all processes together: contexts are cut for so many
+    method: IJEPA | LeJEPA,  # on the meta device, such as `sketch` makes
+    total: int = 2048,  # images a step, all processes together, at least 2: contexts are cut for so many
     precision: str = 'bfloat16',  # autocast; or 'float32'
     img_size: int = 224,  # side of an image, for a LeJEPA whose backbone does not know it
 ) -> Profile:
     "Run a step without content, count its FLOPs, and the bytes it keeps for the backward pass."
-    if precision not in ('float32', 'bfloat16'):
-        raise ValueError(f"expected precision 'float32' or 'bfloat16', got {precision!r}")
-    if not isinstance(method, (IJEPA, LeJEPA)):
-        raise TypeError(f"expected an IJEPA or a LeJEPA, got {type(method).__name__}")
-    if (where := next(method.parameters()).device.type) != 'meta':
-        raise ValueError(
-            f"expected a method on the meta device, got one on {where}; build it under torch.device('meta')"
-        )
+    one_of(precision, ('float32', 'bfloat16'), 'precision')
     if isinstance(total, bool) or not isinstance(total, int) or total < 2:
         raise ValueError(f"expected total as a whole number of at least 2, got {total!r}")
-    half, net, n = (
-        precision == 'bfloat16',
-        method.encoder if isinstance(method, IJEPA) else method.backbone,
-        min(64, total),
-    )
+    n, half = min(64, total), precision == 'bfloat16'
     batch = example(method, n, total, img_size)
+    if (place := next(method.parameters()).device.type) != 'meta':
+        raise ValueError(f"expected a method on the meta device, got one on {place}")
     forward, backward, kept, copies = _run(method, batch, half)
-    again = 0.0
-    if getattr(net, 'checkpoint', False):
-        net.checkpoint = False
-        try:
-            again = (_run(method, batch, half, backward=False)[2] - kept) / net.depth / n
-        finally:
-            net.checkpoint = True
     return Profile(
-        {k: v / n for k, v in forward.items()},
-        backward / n,
-        kept / n,
-        again,
-        copies,
-        sum(t.numel() * t.itemsize for t in _tensors(batch)) / n,
-        _units(method),
-        sum(t.numel() * t.itemsize for t in method.buffers()),
-        _sums(method, batch),
-        precision,
+        forward={part: flops / n for part, flops in forward.items()},
+        backward=backward / n,
+        kept=kept / n,
+        again=_again(method, batch, half, kept) / n,
+        copies=copies,
+        inputs=_bytes(_tensors(batch)) / n,
+        units=_units(method),
+        buffers=_bytes(method.buffers()),
+        sums=_sums(method, batch),
+        precision=precision,
     )
+
+
+def _again(method, batch, half, kept):
+    "Bytes that recomputing one block brings back, where blocks are recomputed"
+    net = method.encoder if isinstance(method, IJEPA) else method.backbone
+    if not getattr(net, 'checkpoint', False):
+        return 0.0
+    net.checkpoint = False
+    try:
+        _, _, whole, _ = _run(method, batch, half, backward=False)
+    finally:
+        net.checkpoint = True
+    return (whole - kept) / net.depth
 
 # %% ../nbs/63_cost.ipynb #c232c75f
 def memory(
     profile: Profile,  # of a method
     images: int,  # in one process
     processes: int = 1,  # all of them
-    how: str = 'ddp',  # every process holds everything; or 'fsdp': parameters, gradients, Adam's state and target shared out
+    how: str = 'ddp',  # every process holds everything; or 'fsdp': weights, gradients and Adam's state shared out
 ) -> dict[str, int]:  # bytes by part; their sum is what a step needs at least
     "Bytes that a training step with Adam holds in the fullest process, by part."
     _check(images, processes, how)
-    q, half = processes if how == 'fsdp' else 1, profile.precision == 'bfloat16'
-    mine, target = profile.parameters(True, q), profile.parameters(False, q)
-    tensors = sum(n * len(shapes) for n, _, kind, shapes in profile.units if kind)
-    out = dict(
+    shares = processes if how == 'fsdp' else 1
+    mine, target = profile.parameters(True, shares), profile.parameters(False, shares)
+    tensors = sum(n * len(shapes) for n, _, trained, shapes in profile.units if trained)
+    whole = dict(copies=profile.copies) if how == 'ddp' else dict(gathered=_gathered(profile, shares))
+    return dict(
         parameters=4 * mine,
         target=4 * target,
         gradients=4 * mine,
         adam=8 * mine + 4 * tensors,
         buffers=profile.buffers,
+        **whole,
+        inputs=round(images * profile.inputs),
+        activations=round(images * (profile.kept + profile.again)),
     )
-    if how == 'ddp':
-        out['copies'] = profile.copies
-    else:
-        big = max((_numbers(shapes, q, True) for _, block, _, shapes in profile.units if block), default=0)
-        rest = sum(_numbers(shapes, q, True) for _, block, _, shapes in profile.units if not block)
-        out['gathered'] = (2 if half else 4) * (rest + 2 * big) + 4 * big
-    return out | dict(
-        inputs=round(images * profile.inputs), activations=round(images * (profile.kept + profile.again))
-    )
+
+
+def _gathered(profile, shares):
+    "Bytes that FSDP2 holds whole: the unit of no block, a block at work, the next one, and one block's gradient"
+    sizes = [(inner, _numbers(shapes, shares, True)) for _, inner, _, shapes in profile.units]
+    block = max((n for inner, n in sizes if inner), default=0)
+    rest = sum(n for inner, n in sizes if not inner)
+    return (2 if profile.precision == 'bfloat16' else 4) * (rest + 2 * block) + 4 * block
 
 # %% ../nbs/63_cost.ipynb #387c2057
 def _check(images, processes, how):
@@ -339,24 +328,20 @@ def flops(
 def communication(
     profile: Profile,  # of a method
     processes: int,  # in a ring
-    how: str = 'ddp',  # gradients are summed; or 'fsdp': parameters gathered twice, gradients reduced and scattered
+    how: str = 'ddp',  # gradients are summed; or 'fsdp': weights gathered twice, gradients reduced and scattered
 ) -> dict[str, float]:  # bytes that one process sends in a step, by collective
-    "Bytes on the wire of a process in a step: a ring sends each byte (p-1)/p times to gather or to scatter it, twice that to sum it."
+    "Bytes on the wire: a ring sends each byte (p-1)/p times to gather or to scatter it, twice that to sum it."
     _check(1, processes, how)
-    share, at_least_float32 = (
-        (processes - 1) / processes,
-        2 if how == 'fsdp' and profile.precision == 'bfloat16' else 4,
-    )
+    share = (processes - 1) / processes
     sums = dict(sums=2 * share * 4 * profile.sums[0])
     if how == 'ddp':
         return {'all-reduce': 2 * share * 4 * profile.parameters(True)} | sums
+    width = 2 if profile.precision == 'bfloat16' else 4  # bytes of a gathered number
     trained, frozen = (profile.parameters(kind, processes, True) for kind in (True, False))
-    rest = sum(
-        _numbers(shapes, processes, True) for _, block, kind, shapes in profile.units if kind and not block
-    )
+    stay = sum(_numbers(s, processes, True) for _, inner, kind, s in profile.units if kind and not inner)
     return {
-        'gather, forward': share * at_least_float32 * (trained + frozen),
-        'gather, backward': share * at_least_float32 * (trained - rest),
+        'gather, forward': share * width * (trained + frozen),
+        'gather, backward': share * width * (trained - stay),
         'reduce-scatter': share * 4 * trained,
     } | sums
 
@@ -377,7 +362,7 @@ class Machine:
     def __post_init__(self):
         for name in ('peak', 'memory', 'link', 'network', 'node', 'latency'):
             v = getattr(self, name)
-            if isinstance(v, bool) or not isinstance(v, (int, float)) or not 0 < v < math.inf:
+            if not 0 < v < math.inf:
                 raise ValueError(f"Machine: expected {name} as a positive number, got {v!r}")
 
     def bandwidth(
@@ -391,25 +376,21 @@ class Machine:
         self,
         processes: int,  # that take part
     ) -> int:  # one way
-        "How many times a message is handed on: along the GPUs of a node and, between nodes, down a tree or along a ring."
+        "How often a message is handed on: along a node's GPUs and, between nodes, down a tree or along a ring."
+        if not self.tree:
+            return processes - 1
         nodes = math.ceil(processes / self.node)
-        return min(processes, self.node) - 1 + math.ceil(math.log2(nodes)) if self.tree else processes - 1
+        return min(processes, self.node) - 1 + math.ceil(math.log2(nodes))
 
 # %% ../nbs/63_cost.ipynb #5894d59f
-MACHINES = {
-    m.name: m
-    for m in (
-        Machine('V100 16 GB', 125e12, 16e9, 150e9, 50e9),  # NVIDIA V100 data sheet, 2018; DGX-1: 4 x 100 Gb/s
-        Machine(
-            'RTX 4090 24 GB', 165e12, 24e9, 32e9, 12.5e9
-        ),  # NVIDIA Ada architecture paper, 2022; PCIe 4.0 x16; a 100 Gb/s network assumed
-        Machine(
-            'A100 40 GB', 312e12, 40e9, 300e9, 200e9
-        ),  # NVIDIA A100 data sheet, 2020; DGX A100: 8 x 200 Gb/s
-        Machine('A100 80 GB', 312e12, 80e9, 300e9, 200e9),  # the same, 2021
-        Machine('H100 80 GB', 989e12, 80e9, 450e9, 400e9),
-    )
-}  # NVIDIA H100 data sheet, 2022, half of the sparse figure; DGX H100: 8 x 400 Gb/s
+_known = (
+    Machine('V100 16 GB', 125e12, 16e9, 150e9, 50e9),  # NVIDIA V100 data sheet, 2018; DGX-1: 4 x 100 Gb/s
+    Machine('RTX 4090 24 GB', 165e12, 24e9, 32e9, 12.5e9),  # Ada paper, 2022; PCIe 4.0 x16; 100 Gb/s assumed
+    Machine('A100 40 GB', 312e12, 40e9, 300e9, 200e9),  # NVIDIA A100 data sheet, 2020; DGX A100: 8 x 200 Gb/s
+    Machine('A100 80 GB', 312e12, 80e9, 300e9, 200e9),  # the same, 2021
+    Machine('H100 80 GB', 989e12, 80e9, 450e9, 400e9),  # H100 data sheet, 2022, dense; DGX H100: 8 x 400 Gb/s
+)
+MACHINES = {machine.name: machine for machine in _known}  # some common GPUs, by name
 
 # %% ../nbs/63_cost.ipynb #2e212f00
 def step_time(
@@ -419,9 +400,7 @@ def step_time(
     images: int = 2048,  # a step, all processes together
     how: str = 'ddp',  # or 'fsdp'
     mfu: int | float = 0.4,  # share of the peak that the arithmetic reaches, in (0, 1]: a guess
-) -> dict[
-    str, float
-]:  # estimated seconds: compute, messages, the part of them that is waited for, and the step
+) -> dict[str, float]:  # estimated seconds: compute, messages, what of them is waited for, and the step
     "Estimate a step: equal pieces are computed one after the other, and each is sent while the next is computed."
     _check(images, processes, how)
     if processes > images:
@@ -430,35 +409,30 @@ def step_time(
         )
     if not 0 < mfu <= 1:
         raise ValueError(f"expected mfu in (0, 1], got {mfu!r}")
-    each, sent, hop = (
-        math.ceil(images / processes),
-        communication(profile, processes, how),
-        machine.latency * machine.hops(processes),
-    )
-    forward, backward = (
-        each * f / machine.peak / mfu for f in (sum(profile.forward.values()), profile.backward)
-    )
-    band, units, live = (
-        machine.bandwidth(processes),
-        sum(n for n, *_ in profile.units),
-        sum(n for n, _, kind, _ in profile.units if kind),
-    )
+    sent, band = communication(profile, processes, how), machine.bandwidth(processes)
+    hop = machine.latency * machine.hops(processes)
+    rate = machine.peak * mfu / math.ceil(images / processes)  # images' FLOPs a second
+    forward, backward = sum(profile.forward.values()) / rate, profile.backward / rate
+    exposed = sent['sums'] / band + 2 * profile.sums[1] * hop  # nothing hides these
+    phases = _phases(profile, sent, how, forward, backward, band, hop)
+    waited = exposed + sum(max(a + c / n, c + a / n) - a for a, c, n in phases) if processes > 1 else 0.0
+    compute = forward + backward
+    messages = exposed + sum(c for _, c, _ in phases)
+    return dict(compute=compute, messages=messages, waited=waited, step=compute + waited)
+
+
+def _phases(profile, sent, how, forward, backward, band, hop):
+    "(seconds of arithmetic, seconds of messages, pieces) of what overlaps"
     if how == 'ddp':
-        n = math.ceil(4 * profile.parameters(True) / 2**20 / 25)  # buckets of 25 MiB
-        phases = [(backward, sent['all-reduce'] / band + 2 * n * hop, n)]
-    else:
-        phases = [
-            (forward, sent['gather, forward'] / band + units * hop, units),
-            (backward, (sent['gather, backward'] + sent['reduce-scatter']) / band + 2 * live * hop, live),
-        ]
-    apart = sent['sums'] / band + 2 * profile.sums[1] * hop
-    waited = apart + sum(max(a + c / n, c + a / n) - a for a, c, n in phases) if processes > 1 else 0.0
-    return dict(
-        compute=forward + backward,
-        messages=apart + sum(c for _, c, _ in phases),
-        waited=waited,
-        step=forward + backward + waited,
-    )
+        buckets = math.ceil(4 * profile.parameters(True) / 2**20 / 25)  # of 25 MiB
+        return [(backward, sent['all-reduce'] / band + 2 * buckets * hop, buckets)]
+    units = sum(n for n, *_ in profile.units)
+    live = sum(n for n, _, trained, _ in profile.units if trained)
+    back = sent['gather, backward'] + sent['reduce-scatter']
+    return [
+        (forward, sent['gather, forward'] / band + units * hop, units),
+        (backward, back / band + 2 * live * hop, live),
+    ]
 
 # %% ../nbs/63_cost.ipynb #7c8711a4
 class Estimate:
@@ -467,49 +441,30 @@ class Estimate:
     def __init__(
         self,
         title: str,  # what was estimated, and on which assumptions
-        rows: list,  # of dicts with the same keys
+        rows: list[dict],  # with the same keys
     ):
         self.title, self.rows = title, rows
 
     def __repr__(self):
-        cells = [list(self.rows[0])] + [[_show(v) for v in r.values()] for r in self.rows]
-        width = [max(len(row[j]) for row in cells) for j in range(len(cells[0]))]
-        return '\n'.join(
-            [f'ESTIMATE, not measured: {self.title}']
-            + ['  '.join(c.rjust(w) for c, w in zip(row, width)) for row in cells]
+        table = tabulate(
+            [{k: _show(v) for k, v in row.items()} for row in self.rows], 'keys', 'plain', stralign='right'
         )
+        return f'ESTIMATE, not measured: {self.title}\n{table}'
 
-# %% ../nbs/63_cost.ipynb #ae457689
+
 def _show(v):
-    return (
-        v
-        if isinstance(v, str)
-        else ('no', 'yes')[v]
-        if isinstance(v, bool)
-        else f'{v:,}'
-        if isinstance(v, int)
-        else f'{v:,.0f}'
-        if v >= 100
-        else f'{v:.3g}'
-    )
+    "Three digits of a number, and words for flags"
+    if isinstance(v, bool):
+        return 'yes' if v else 'no'
+    if isinstance(v, float):
+        return f'{v:,.0f}' if v >= 100 else f'{v:.3g}'
+    return v
 
 # %% ../nbs/63_cost.ipynb #2642e523
 def estimate(
     profile: Profile,  # of a method
     machine: Machine | str = 'A100 80 GB',  # or one's name in `MACHINES`
-    processes: Sequence[int] = (
-        1,
-        2,
-        4,
-        8,
-        16,
-        32,
-        64,
-        128,
-        256,
-        512,
-        1024,
-    ),  # GPUs; rows with more GPUs than images are left out
+    processes: Sequence[int] = tuple(2**i for i in range(11)),  # GPUs; more of them than images are left out
     images: int = 2048,  # a step, all processes together
     how: Sequence[str] = ('ddp', 'fsdp'),  # ways to divide the work
     mfu: int | float = 0.4,  # share of the peak that the arithmetic reaches, in (0, 1]: a guess
@@ -517,42 +472,29 @@ def estimate(
 ) -> Estimate:  # a table: memory, whether it fits, milliseconds a step, efficiency, hours
     "A table of what a run would take, by number of GPUs."
     if isinstance(machine, str):
-        if machine not in MACHINES:
-            raise ValueError(
-                f"expected a machine as one of {', '.join(MACHINES)}, or a Machine, got {machine!r}"
-            )
-        machine = MACHINES[machine]
+        machine = MACHINES[one_of(machine, MACHINES, 'machine')]
     if not seen > 0:
         raise ValueError(f"expected a positive number of images seen, got {seen!r}")
     rows = []
-    for p in processes:
-        _check(images, p, 'ddp')
-        for h in how if p <= images else ():
-            need, t = (
-                sum(memory(profile, math.ceil(images / p), p, h).values()),
-                step_time(profile, machine, p, images, h, mfu),
-            )
-            rows.append(
-                {
-                    'GPUs': p,
-                    'how': h,
-                    'images each': math.ceil(images / p),
-                    'GB each': need / 1e9,
-                    'fits': need < machine.memory,
-                    'compute ms': 1e3 * t['compute'],
-                    'waited ms': 1e3 * t['waited'],
-                    'step ms': 1e3 * t['step'],
-                    'efficiency': t['compute'] / t['step'],
-                    'hours': seen / images * t['step'] / 3600,
-                }
-            )
+    for p, kind in [(p, kind) for p in processes for kind in how if p <= images]:
+        _check(images, p, kind)
+        each = math.ceil(images / p)
+        need = sum(memory(profile, each, p, kind).values())
+        time = step_time(profile, machine, p, images, kind, mfu)
+        row = {
+            'GPUs': p,
+            'how': kind,
+            'images each': each,
+            'GB each': need / 1e9,
+            'fits': need < machine.memory,
+        }
+        row |= {f'{part} ms': 1e3 * time[part] for part in ('compute', 'waited', 'step')}
+        row |= {'efficiency': time['compute'] / time['step'], 'hours': seen / images * time['step'] / 3600}
+        rows.append(row)
     if not rows:
-        raise ValueError(
-            f"expected a number of processes up to {images}, the images of a step, got {list(processes)}"
-        )
-    return Estimate(
-        f"{machine.name}, {images:,} images a step, {profile.precision}, {mfu:.0%} of the peak", rows
-    )
+        raise ValueError(f"expected numbers of processes up to {images}, the images, got {list(processes)}")
+    title = f"{machine.name}, {images:,} images a step, {profile.precision}, {mfu:.0%} of the peak"
+    return Estimate(title, rows)
 
 # %% ../nbs/63_cost.ipynb #b6b19d36
 def utilization(
@@ -565,44 +507,34 @@ def utilization(
     for name, v in dict(flop=flop, seconds=seconds, processes=processes, peak=peak).items():
         if not v > 0:
             raise ValueError(f"utilization: expected {name} as a positive number, got {v!r}")
-    if (share := flop / seconds / processes / peak) > 1:
+    share = flop / seconds / processes / peak
+    if share > 1:
         raise ValueError(
-            f"utilization: {share:.3g} times the peak; expected at least {flop / processes / peak:.3g} seconds for so many FLOPs, got {seconds:.3g}"
+            f"utilization: so many FLOPs in {seconds:.3g} seconds are {share:.3g} times the peak"
         )
     return share
 
 # %% ../nbs/63_cost.ipynb #4c0d4b44
 def cost(
-    recipe: Recipe,  # what to build
+    recipe: LeJEPARecipe | IJEPARecipe,  # what to build
     size: int | None = None,  # side of the images in pixels; the recipe's, or the data set's
     channels: int | None = None,  # the data set's by default
-    batch: int = 2,  # images that the operations are counted on
 ) -> dict:  # weights by part, bytes of state, operations of an image and of the run
     "What a recipe's run takes, counted without running it; activations and data are not counted."
-    size = size or recipe.data.size or SETS[recipe.data.name]['size']
-    channels = channels or SETS[recipe.data.name]['channels']
+    known = SETS[recipe.data.name]
+    size, channels = size or recipe.data.size or known['size'], channels or known['channels']
     preprocess = Preprocess(size, (0.5,) * channels, (0.25,) * channels)
     with torch.device('meta'):
         method = recipe.assemble(size, preprocess).to('meta')
-    if recipe.method == 'lejepa':
-        directions = torch.empty(recipe.loss.out, recipe.loss.slices, device='meta')
-        method.sigreg.forward = lambda z: (z @ directions).square().mean()  # its waves are no matrix products
-        counts = recipe.views.global_views, recipe.views.local_views
-        sides = method.views.sizes(size)
-        step = [torch.empty(v, batch, channels, s, s, device='meta') for v, s in zip(counts, sides)]
-    else:
-        masks = method.masks(recipe.run.batch, torch.Generator().manual_seed(0)).rows(0, batch)
-        step = torch.empty(batch, channels, size, size, device='meta'), masks.to('meta')
-    with FlopCounterMode(display=False) as counter:
-        method(step)[0].backward()
+    found, images = profile(method, recipe.run.batch, 'float32', size), recipe.run.steps * recipe.run.batch
     weights = {name: sum(p.numel() for p in part.parameters()) for name, part in method.named_children()}
-    trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
-    images = recipe.run.steps * recipe.run.batch
+    each = sum(flops(found).values())
+    trained, frozen = found.parameters(True), found.parameters(False)
     return dict(
-        weights={k: v for k, v in weights.items() if v},
+        weights={name: n for name, n in weights.items() if n},
         trained=trained,
         images=images,
-        flops_per_image=counter.get_total_flops() / batch,
-        flops=counter.get_total_flops() / batch * images,
-        state_bytes=4 * (4 * trained + sum(weights.values()) - trained),
+        flops_per_image=each,
+        flops=each * images,
+        state_bytes=4 * (4 * trained + frozen),
     )
