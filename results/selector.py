@@ -1,4 +1,4 @@
-"""The grid behind the section on the loss as a selector in 21_probes: `python results/selector.py SEED ...`, from the root; twenty to thirty minutes a seed on one core.
+"""The grid behind the result page 84_selector: `python results/selector.py SEED ...`, from the root; twenty to thirty minutes a seed on one core.
 
 LeJEPA on the digits for every weight of SIGReg in LAMBDAS and every (global, local) number of views in VIEWS, all else by the
 recipe, but half as long: 160 steps of 64 images instead of 320. Each run trains on four fifths of the training part and is scored
