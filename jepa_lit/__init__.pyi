@@ -74,9 +74,9 @@ from .probes import few_label as few_label
 from .probes import probe as probe
 from .probes import Table as Table
 from .probes import neighbors as neighbors
-from .probes import selector as selector
-from .probes import gallery as gallery
-from .probes import embedding_figure as embedding_figure
+from .selection import selector as selector
+from .pictures import gallery as gallery
+from .pictures import embedding_figure as embedding_figure
 from .pictures import curves_figure as curves_figure
 from .normality import epps_pulley as epps_pulley
 from .normality import epps_pulley_exact as epps_pulley_exact
