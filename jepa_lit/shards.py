@@ -524,7 +524,7 @@ def _notes(root: str, found: dict, index: str, gone: str, trouble: list[str]) ->
         notes.append(f'skipped: {len(trouble)} damaged shards, in part or whole: {_some(trouble, 3, "; ")}')
     return notes
 
-# %% ../nbs/62_shards.ipynb #bd7af9ad
+# %% ../nbs/62_shards.ipynb #1ec488a5
 def _made(paths: list[str], found: dict, options: dict) -> Shards:
     "The container of some shards, from what was counted"
     counted = [found[p] for p in paths]
@@ -552,6 +552,19 @@ def _usable(found: dict) -> dict:
     labeled = all(v['labels'] is not None for v in found.values() if not v['trouble'])
     return {p: v for p, v in found.items() if v['n'] and (not labeled or v['labels'] is not None)}
 
+# %% ../nbs/62_shards.ipynb #57f7569a
+def _survey(root: str, missing: str) -> tuple[list[str], dict, str, str]:
+    "The shards that are there, what is known of each, what is said of those that are not, and of the index"
+    paths = _find(root)
+    known, index = _indexed(os.path.abspath(os.path.expanduser(root)), paths)
+    gone = [] if os.path.isfile(os.path.expanduser(root)) else _gaps(paths, known)
+    if not gone:
+        return paths, known, '', index
+    said = f'{len(gone)} shards are missing: {_some([os.path.basename(p) for p in gone], 5)}'
+    if missing == 'error':
+        raise FileNotFoundError(f"{root}: {said}; put them back, or missing='skip' goes on without; {index}")
+    return paths, known, said, index
+
 # %% ../nbs/62_shards.ipynb #b46b76c1
 def load_shards(
     root: str | Path,  # a folder, or a pattern such as 'data/*.tar'
@@ -563,27 +576,21 @@ def load_shards(
 ) -> Splits:  # with `Shards` in it
     "Tar or parquet shards as a data set"
     missing = missing or os.environ.get('JEPA_LIT_MISSING', 'error')
-    root, paths = str(root), _find(str(root))
-    known, index = _indexed(os.path.abspath(os.path.expanduser(root)), paths)
-    gone = [] if os.path.isfile(os.path.expanduser(root)) else _gaps(paths, known)
-    said = f'{len(gone)} shards are missing: {_some([os.path.basename(p) for p in gone], 5)}' if gone else ''
-    if gone and missing == 'error':
-        raise FileNotFoundError(f"{root}: {said}; put them back, or missing='skip' goes on without; {index}")
-
+    paths, known, gone, index = _survey(str(root), missing)
     found = _usable({p: known[p] for p in paths})
+    trouble = [known[p]['trouble'] for p in paths if known[p]['trouble']]
     names = Path(paths[0]).parent / 'classes.txt'
     classes = tuple(names.read_text().splitlines()) if names.exists() else ()
     options = dict(classes=classes, size=size, buffer=buffer, lanes=lanes, missing=missing)
     first, second, note = _parts(list(found))
     train, test = (_made(part, found, options) if part else None for part in (first, second))
-    trouble = [known[p]['trouble'] for p in paths if known[p]['trouble']]
     if train is None or len(train) < 2:
         counts = f'{len(train or ())} images in {len(paths)} shards'
         raise ValueError(f'{root}: {counts}, at least 2 are needed to train; {_some(trouble, 3, "; ")}')
     train.skipped.extend(known[p]['trouble'] for p in paths if p not in found)
     train, test, judged = _judged(train, test, split_seed)
-    first_note, *skipped = _notes(root, found, index, said, trouble)
-    return Splits('shards', train, test, notes=(first_note, f'{note}{judged}', *skipped))
+    head, *skipped = _notes(str(root), found, index, gone, trouble)
+    return Splits('shards', train, test, notes=(head, f'{note}{judged}', *skipped))
 
 # %% ../nbs/62_shards.ipynb #478dc398
 def _load(root, size, split_seed, cache_gb, workers):

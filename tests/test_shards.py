@@ -476,38 +476,22 @@ def test_statistics(made):
 @pytest.mark.parametrize('workers', [0, pytest.param(1, marks=slow)])
 def test_fit(tmp_path, workers):
     "Training on shards: interrupted and resumed, the weights are the same bit for bit"
-    from jepa_lit.recipes import build, recipe
-    from jepa_lit.runs import Run
-    from jepa_lit.oldloop import fit
+    from jepa_lit.callbacks import Checkpoint, MetricsLogger, TimeLimit
+    from jepa_lit.checkpoints import Checkpoints
+    from jepa_lit.training import fit, stream
+    from small import adamw, equal, fresh
 
-    write_shards(load('digits', size=16).train.select(range(120)), tmp_path / 'x', 20)
-    data = load('shards', tmp_path / 'x', size=16).train
-    made = recipe(
-        'digits',
-        size=16,
-        batch=32,
-        steps=5,
-        widths=(8, 16),
-        hidden=32,
-        global_views=2,
-        slices=16,
-        precision='float32',
-        checkpoint_every=3,
-        watch_every=2,
-        workers=workers,
-    )
+    write_shards(load('digits').train.select(range(120)), tmp_path / 'x', 20)
+    data, lines = load('shards', tmp_path / 'x', size=32).train, []
 
-    def fresh():
-        return build(made, 16, *channel_statistics(data))
+    def train(method, *callbacks):
+        return fit(method, stream(data, 32, workers=workers), adamw(method), 5, callbacks)
 
-    whole, run = fresh(), Run.create(tmp_path / 'run', made)
-    fit(whole, data, made, progress=False)
-    for minutes in (0.0, 0.0, None):
-        done = fit(part := fresh(), data, made, run, minutes, progress=False)
-    assert (
-        done['status'] == 'done'
-        and done['started_at'] == 2
-        and [l['step'] for l in run.lines()] == list(range(5))
-    )
-    for (k, a), b in zip(whole.state_dict().items(), part.state_dict().values()):
-        assert torch.equal(a, b), k
+    whole = fresh('color')
+    train(whole)
+    for limit in ([TimeLimit(0.0)], [TimeLimit(0.0)], []):
+        part = fresh('color')
+        kept = Checkpoint(Checkpoints(tmp_path / 'run'), 3)
+        state = train(part, kept, MetricsLogger(lines.append), *limit)
+    assert state.status == 'done' and [line['step'] for line in lines] == list(range(5))
+    equal(whole, part)
