@@ -51,7 +51,7 @@ def shared_layer(
 # %% ../nbs/14_predictor.ipynb #874a887f
 @documented
 class Predictor(nn.Module):
-    "A narrow transformer that predicts the encoder's output at target patches from its output at context patches."
+    "A narrow transformer that predicts the encoder's output at target patches from that at context patches."
 
     def __init__(
         self,
