@@ -18,7 +18,7 @@ from .slices import Sampler, directions, sum_over_processes, uncompiled, wave_su
 
 # %% ../nbs/33_sigreg.ipynb #08dfae50
 class NotFinite(FloatingPointError, ValueError):
-    "Embeddings with NaN or infinite values: a bad value for the caller, a failed computation for a training loop"
+    "Embeddings with NaN or infinite values: a bad value to a caller, a failed computation to a training loop"
 
 
 def _look(z, check):
@@ -66,7 +66,7 @@ def _join(sums, n, reduce):
 
 
 def _center_and_scale(z, eps, reduce):
-    "Each coordinate of mean 0 and standard deviation 1, and the mean over coordinates of mean² + (1 - deviation)²"
+    "Coordinates of mean 0 and standard deviation 1, and the mean over them of mean² + (1 - deviation)²"
     total, n = _join(z.sum(-2), z.shape[-2], reduce)
     mean = total / n
     z = z - mean.unsqueeze(-2)
@@ -129,7 +129,7 @@ class SIGReg(nn.Module):
         knots: int = 17,  # quadrature knots on [0, t_max]; at least 3
         t_max: int | float = 3.0,  # end of the integral, positive
         seed: int = 0,  # with the step, fixes the directions
-        group: 'dist.ProcessGroup | None' = None,  # sums over it while training; torch's default group by default
+        group: 'dist.ProcessGroup | None' = None,  # summed over while training; by default torch's
         sampler: Sampler = 'gaussian',  # how directions are drawn
         times_n: bool = True,  # multiply by the number of samples, as published
         debiased: bool = False,  # without bias: 0 for Gaussian samples instead of `healthy`
