@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Natural', 'Positive', 'FORMAT', 'FILES', 'Options', 'read_options', 'Run', 'save_model', 'load_model', 'load_run',
-           'record']
+           'machine', 'record']
 
 # %% ../nbs/54_runs.ipynb #2bd6a443
 import contextlib, hashlib, json, os, platform, shlex, shutil, subprocess, sys, time, typing, warnings
@@ -23,7 +23,6 @@ from .callbacks import shown_weights
 from .checkpoints import Checkpoints, atomic_write, locked, read_checkpoint
 from .data import one_of
 from .datasets import SETS
-from .pictures import curves_figure
 from .recipes import Recipe, as_dict, build, convert_old, json_digest, read_field, read_toml, recipe
 
 # %% ../nbs/54_runs.ipynb #b49b35d8
@@ -361,16 +360,13 @@ def _best(folder):
     return method.eval()
 
 # %% ../nbs/54_runs.ipynb #da3f02e3
-def record(
-    recipe: Recipe | None,  # of the run, whose seeds are recorded
-    began: float,  # time.time() at its start
-) -> dict:  # command, commit, seeds, versions, machine, wall time
-    "Where a run's numbers come from."
-    seeds = {} if recipe is None else dict(seed=recipe.run.seed, split_seed=recipe.data.split_seed)
+def machine(
+    began: float,  # time.time() at the start of what is recorded
+) -> dict:  # command, commit, versions, machine, wall time
+    "Where numbers come from."
     return dict(
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         commit=_commit(),
-        **seeds,
         versions=dict(
             jepa_lit=jepa_lit.__version__,
             torch=torch.__version__,
@@ -385,6 +381,14 @@ def record(
         ),
         wall_seconds=round(time.time() - began, 1),
     )
+
+
+def record(
+    recipe: Recipe,  # of the run, whose seeds are recorded
+    began: float,  # time.time() at its start
+) -> dict:  # as `machine`, and the seeds
+    "Where a run's numbers come from."
+    return dict(machine(began), seed=recipe.run.seed, split_seed=recipe.data.split_seed)
 
 # %% ../nbs/54_runs.ipynb #b42e2551
 def _commit():

@@ -534,9 +534,7 @@ CROP = dict(
 class AugmentConfig:
     "The augmentation of I-JEPA."
 
-    name: Literal['none', 'crop', 'shift', 'natural', 'small', 'gray', 'digits'] = (
-        'none'  # of `CROP` or `VIEWS`
-    )
+    name: Literal['none', 'crop', 'shift', 'natural', 'small', 'gray', 'digits'] = 'none'  # `CROP` or `VIEWS`
 
     def augmenter(
         self,

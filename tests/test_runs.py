@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from small import data, equal, scale
 from jepa_lit.callbacks import Average, Checkpoint, MetricsLogger, Schedule
 from jepa_lit.recipes import build, differences, recipe
-from jepa_lit.runs import Options, Run, load_model, load_run, read_options, record, save_model
+from jepa_lit.runs import Options, Run, load_model, load_run, machine, read_options, record, save_model
 from jepa_lit.training import fit, stream
 
 OLD = Path(__file__).parent / 'old_run'  # two runs made by version 0.1.0
@@ -393,4 +393,4 @@ def test_record():
     assert (told['seed'], told['split_seed']) == (0, 0) and told['wall_seconds'] > 0
     assert set(told['versions']) == {'jepa_lit', 'torch', 'torchvision', 'python'}
     assert told['machine']['threads'] == torch.get_num_threads() and json.dumps(told)
-    assert not {'seed', 'split_seed'} & set(record(None, 0.0))
+    assert not {'seed', 'split_seed'} & set(machine(0.0))
