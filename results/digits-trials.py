@@ -12,7 +12,7 @@ from jepa_lit.experiment import load_splits
 from jepa_lit.datasets import channel_statistics
 from jepa_lit.probes import draw, regress, standardize
 from jepa_lit.recipes import build, recipe
-from jepa_lit.oldloop import fit
+from jepa_lit.training import fit
 from jepa_lit.views import VIEWS
 
 START = dict(steps=300, lr=2e-3, lamb=0.02, out=16)

@@ -19,7 +19,7 @@ from jepa_lit.probes import few_label, knn, linear
 from jepa_lit.sigreg import SIGReg
 from jepa_lit.recipes import build, recipe
 from jepa_lit.runs import Run, record
-from jepa_lit.oldloop import fit
+from jepa_lit.training import fit
 
 STEPS, FILE = 1500, Path(__file__).with_suffix('') / 'metrics.json'
 ARMS = {

@@ -15,7 +15,7 @@ from jepa_lit.datasets import channel_statistics
 from jepa_lit.probes import few_label, linear
 from jepa_lit.recipes import build, recipe
 from jepa_lit.runs import Run
-from jepa_lit.oldloop import fit
+from jepa_lit.training import fit
 
 STEPS = 4000
 TRIALS = dict(

@@ -17,7 +17,7 @@ from jepa_lit.lejepa import LeJEPA, projector
 from jepa_lit.predictor import Predictor
 from jepa_lit.recipes import Recipe
 from jepa_lit.runs import record
-from jepa_lit.oldloop import param_groups
+from jepa_lit.training import param_groups
 from jepa_lit.views import MultiCrop
 
 DOUBLE, SINGLE = torch.float64, torch.float32

@@ -20,7 +20,7 @@ from jepa_lit.datasets import channel_statistics
 from jepa_lit.probes import few_label, knn, linear, regress, standardize
 from jepa_lit.recipes import build, recipe
 from jepa_lit.runs import Run, record
-from jepa_lit.oldloop import fit
+from jepa_lit.training import fit
 
 STEPS = 160
 LAMBDAS = (0.003, 0.01, 0.03, 0.1, 0.3, 0.6, 0.9)

@@ -5,11 +5,12 @@ Image i of 56 holds i in its first pixel; seen-<rank>.txt gets the images of eac
 import argparse, os, signal, sys, time, warnings
 from pathlib import Path
 import torch
+from jepa_lit.callbacks import Checkpoint, MetricsLogger, NonFiniteGuard, Schedule, Signals
 from jepa_lit.data import Images, generator
 from jepa_lit.parallel import ParallelContext
 from jepa_lit.recipes import build, recipe
 from jepa_lit.runs import Run
-from jepa_lit.oldloop import fit
+from jepa_lit.training import SingleProcess, fit, stream, to_device
 
 SMALL = dict(
     lejepa=dict(widths='8,16', stem='2', out='8', hidden='16', global_views='2', slices='16', size='16'),
@@ -37,15 +38,14 @@ def main():
     a = ap.parse_args()
     warnings.simplefilter('ignore')
     torch.set_num_threads(1)
-    team = ParallelContext(a.shard, 120) if int(os.environ.get('WORLD_SIZE', 1)) > 1 or a.shard else None
-    rank = team.rank if team else 0
+    many = int(os.environ.get('WORLD_SIZE', 1)) > 1 or a.shard
+    team = ParallelContext(a.shard, 120) if many else SingleProcess()
+    rank = team.rank
     r = recipe(
         'digits',
         method=a.method,
         steps=str(a.steps),
         batch='14',
-        watch_every='0',
-        checkpoint_every='3',
         precision='float32',
         lr='1e-3',
         **SMALL[a.method],
@@ -53,8 +53,7 @@ def main():
     run = Run(a.folder / 'run')
     if not rank and not Run.exists(run.path):
         run = Run.create(run.path, r)
-    if team:
-        team.barrier()
+    team.barrier()
     m = build(r, 16, (0.5,), (0.3,))
     prepare, after, at = m.prepare, m.after_step, [None]
 
@@ -69,18 +68,28 @@ def main():
         time.sleep(a.wait)
         if step == a.stop:
             os.kill(os.getpid(), signal.SIGTERM)
-        if step == a.kill and team and rank == team.size - 1 and not (a.folder / 'killed').exists():
+        if step == a.kill and many and rank == team.size - 1 and not (a.folder / 'killed').exists():
             (a.folder / 'killed').touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
     m.prepare, m.after_step = watched, stepped
-    result = fit(m, images(), r, run, progress=False, team=team)
-    if result['status'] != 'done':
+    to_device(m, 'contiguous' if a.shard else r.run.memory_format)
+    team.wrap(m)
+    callbacks = [
+        Checkpoint(run.checkpoints, 3),
+        Signals(),
+        Schedule(r.optim.lr, r.optim.warmup, r.optim.final_lr),
+        NonFiniteGuard(),
+        MetricsLogger(run.log, run.truncate),
+    ]
+    batches = stream(images(), r.run.batch)
+    state = fit(m, batches, r.optim.optimizer(m), r.run.steps, callbacks, parallel=team)
+    if state.status != 'done':
         sys.exit(75)
-    state = team.state(m) if team else m.state_dict()
+    weights = team.state(m)
     if not rank:
-        torch.save(state, a.folder / 'final.pt')
-    if team:
+        torch.save(weights, a.folder / 'final.pt')
+    if many:
         team.close()
 
 
