@@ -11,7 +11,6 @@ from jepa_lit.masks import (
     block_patches,
     block_size,
     choose,
-    coverage,
     trapezoid,
 )
 from jepa_lit.sampler import MultiBlock
