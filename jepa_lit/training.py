@@ -201,7 +201,7 @@ def stack_scalars(
 ) -> Tensor:  # float64, or float32 where there is no float64
     "Scalars side by side, so that one transfer takes them all."
     dtype = torch.float32 if place.type == 'mps' else torch.float64
-    return torch.stack([torch.as_tensor(v).detach().to(place, dtype) for v in scalars.values()])
+    return torch.stack([torch.as_tensor(v, dtype=dtype, device=place).detach() for v in scalars.values()])
 
 # %% ../nbs/51_training.ipynb #3ff5e8a0
 class SingleProcess:

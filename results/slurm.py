@@ -7,7 +7,6 @@ import argparse, contextlib, io, json, os, re, subprocess, sys, tempfile, time
 from pathlib import Path
 import torch
 from jepa_lit.launch import jepa_lit_launch
-from jepa_lit.recipes import Recipe
 from jepa_lit.runs import record
 
 TRAINING = Path(__file__).resolve().parent.parent / 'tests' / 'launched.py'
@@ -85,8 +84,8 @@ if __name__ == '__main__':
     with tempfile.TemporaryDirectory() as tmp:
         told = compare(Path(tmp))
     print(json.dumps(told, indent=2))
-    about = {k: v for k, v in record(Recipe(), began).items() if k not in ('seed', 'split_seed')}
     Path(a.out).mkdir(parents=True, exist_ok=True)
     (Path(a.out) / 'metrics.json').write_text(
-        json.dumps(dict(**about, slurm=ask('sinfo', '--version').strip(), **told), indent=2) + '\n'
+        json.dumps(dict(**record(None, began), slurm=ask('sinfo', '--version').strip(), **told), indent=2)
+        + '\n'
     )
