@@ -141,6 +141,7 @@ def _blocks(module):
 
 def _shard(method, place):
     "FSDP2 in place"
+    method.to(memory_format=torch.contiguous_format)  # FSDP2 takes no other
     mesh = init_device_mesh(place.type, (dist.get_world_size(),))
     for block in list(_blocks(method)):
         fully_shard(block, mesh=mesh)
