@@ -12,7 +12,6 @@ from jepa_lit.predictor import Predictor
 from jepa_lit.pretrained import (
     STATISTICS,
     architecture,
-    fit,
     from_hf,
     hf_config,
     key_map,
@@ -220,7 +219,7 @@ def test_timm_head_and_antialias():
         (dict(init_values=1.0), 'ls1.gamma'),
         (dict(qk_norm=True), 'q_norm'),
         (dict(reg_tokens=2), 'reg_token'),
-        (dict(patch_size=(4, 2)), '4x2'),
+        (dict(patch_size=(4, 2)), '4, 2'),
     ],
     ids=str,
 )
@@ -303,11 +302,11 @@ def test_flat_file(tmp_path):
 
 def test_predictor_on_another_grid():
     _, predictor, _, outer = checkpoint()
-    at_least_float32 = load_predictor(outer, heads=4, grid=(3, 5), shared_context=True)
+    wide = load_predictor(outer, heads=4, grid=(3, 5), shared_context=True)
     assert (
-        at_least_float32.grid == (3, 5)
-        and at_least_float32.shared_context
-        and at_least_float32.report.resized == ('predictor_pos_embed from 3x3 to 3x5',)
+        wide.grid == (3, 5)
+        and wide.shared_context
+        and wide.report.resized == ('predictor_pos_embed from 3x3 to 3x5',)
     )
     refuse(ValueError, 'heads=', load_predictor, outer)
 
