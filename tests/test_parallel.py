@@ -444,7 +444,7 @@ def test_a_sharded_run_on_a_full_disk(disk):
         '--shard',
         '--quiet',
         '--set',
-        *'method=lejepa steps=16 batch=16 checkpoint_every=4 keep=9 watch_every=0 probe_every=0 widths=8,16 hidden=16 out=8 global_views=2 slices=16 size=16 precision=float32'.split(),
+        *'steps=16 batch=16 checkpoint_every=4 keep_last=9 watch_every=0 probe_every=0 widths=8,16 hidden=16 out=8 global_views=2 slices=16 size=16 precision=float32'.split(),
     ]
 
     def run(*words):
