@@ -8,10 +8,10 @@ The results that decided are in digits-trials.jsonl.
 import json, sys, time
 import numpy as np, torch
 from sklearn.model_selection import StratifiedKFold
-from jepa_lit.experiment import load_splits
-from jepa_lit.datasets import channel_statistics
+from jepa_lit.experiment import load_splits, resolve
 from jepa_lit.probes import draw, regress, standardize
-from jepa_lit.recipes import build, recipe
+from jepa_lit.recipes import recipe
+from jepa_lit.runs import Options
 from jepa_lit.training import fit
 from jepa_lit.views import VIEWS
 
@@ -40,11 +40,12 @@ TRIALS = dict(
 
 
 def trial(name, view={}, seed=0, split=1, **changes):
-    made = recipe('digits', seed=seed, split_seed=split, threads=1, **{**START, **changes})
-    data = load_splits(made).train
+    made = recipe('digits', seed=seed, split_seed=split, **{**START, **changes})
+    splits = load_splits(made)
+    data = splits.train
     VIEWS['digits'].update({**VIEW, **view})
-    method, began = build(made, 32, *channel_statistics(data)), time.time()
-    fit(method, data, made, progress=False)
+    began = time.time()
+    method = fit(**resolve(made, Options(), splits)).method
     with torch.no_grad():
         z = method.eval().embed(data.pixels)
     y, seconds = data.labels.numpy(), time.time() - began

@@ -15,8 +15,7 @@ import torch
 from jepa_lit.data import generator
 from jepa_lit.sigreg import sigreg
 from jepa_lit.slices import directions
-from jepa_lit.recipes import recipe
-from jepa_lit.runs import record
+from jepa_lit.runs import machine
 
 POINTS, WIDTH, STEPS, RATE, MOMENTUM, SEEDS = 200, 512, 2500, 3.0, 0.9, (0, 1, 2)
 ARMS = {
@@ -120,8 +119,7 @@ if __name__ == '__main__':
                 {k: r[k][-1] for k in ('loss', 'held_out', 'plane', 'other')},
                 flush=True,
             )
-    where = record(recipe('digits'), began) | dict(command='python results/fresh-directions.py', seeds=SEEDS)
-    del where['seed'], where['split_seed']
+    where = machine(began) | dict(command='python results/fresh-directions.py', seeds=SEEDS)
     setting = dict(
         points=POINTS,
         width=WIDTH,

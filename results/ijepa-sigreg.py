@@ -7,18 +7,18 @@ it ends; an arm that is there already is run again only when it is named. Seven 
 other programs: the wall times are those of a busy machine.
 """
 
-import json, sys, tempfile, time
+import json, sys, time
 from pathlib import Path
 import torch
-from jepa_lit.experiment import load_splits
+from jepa_lit.callbacks import MetricsLogger, OnlineProbe
+from jepa_lit.experiment import load_splits, resolve
 from jepa_lit.collapse import health
-from jepa_lit.datasets import channel_statistics
 from jepa_lit.ijepa import IJEPA, baselines, normalize_features
 from jepa_lit.patches import take
 from jepa_lit.probes import few_label, knn, linear
 from jepa_lit.sigreg import SIGReg
-from jepa_lit.recipes import build, recipe
-from jepa_lit.runs import Run, record
+from jepa_lit.recipes import recipe
+from jepa_lit.runs import Options, record
 from jepa_lit.training import fit
 
 STEPS, FILE = 1500, Path(__file__).with_suffix('') / 'metrics.json'
@@ -74,22 +74,10 @@ def look(method, splits, probe):
 
 def arm(name, still=False, stop=True, weight=0.0, seed=0):
     changes = dict(momentum=(0.0, 0.0)) if still else {}
-    made, began = (
-        recipe(
-            'digits',
-            method='ijepa',
-            seed=seed,
-            steps=STEPS,
-            threads=1,
-            validate=True,
-            watch_every=0,
-            probe_every=100,
-            **changes,
-        ),
-        time.time(),
-    )
-    splits = load_splits(made)
-    method = build(made, 32, *channel_statistics(splits.train))
+    made = recipe('digits', method='ijepa', seed=seed, steps=STEPS, validate=True, **changes)
+    splits, began, lines = load_splits(made), time.time(), []
+    settings = resolve(made, Options(watch_every=0), splits)
+    method = settings['method']
     if not stop:
         method.__class__ = Open
     if weight:
@@ -100,13 +88,11 @@ def arm(name, still=False, stop=True, weight=0.0, seed=0):
         looks.append(dict(step=step + 1, **look(method, splits, (step + 1) % 500 == 0)))
         return {}
 
-    with tempfile.TemporaryDirectory() as tmp:
-        run = Run.create(Path(tmp) / 'run', made)
-        fit(method, splits.train, made, run, progress=False, probe=probe)
-        lines = run.lines()
+    settings['callbacks'] += [OnlineProbe(probe, 100), MetricsLogger(lines.append)]
+    fit(**settings)
     keys = ('step', 'loss', 'prediction', 'regularizer', 'zero', 'feature_mean', 'position_mean')
     return dict(
-        momentum=list(made.momentum),
+        momentum=list(made.loss.momentum),
         stop_gradient=stop,
         weight=weight,
         record=record(made, began),

@@ -6,15 +6,14 @@ target encoder, their health, and the loss beside its baselines every 20 steps. 
 Some of the trials named here were never run; the file says which were.
 """
 
-import json, sys, tempfile, time
-from pathlib import Path
+import json, sys, time
 import torch
-from jepa_lit.experiment import load_splits
+from jepa_lit.experiment import load_splits, resolve
 from jepa_lit.collapse import health
-from jepa_lit.datasets import channel_statistics
 from jepa_lit.probes import few_label, linear
-from jepa_lit.recipes import build, recipe
-from jepa_lit.runs import Run
+from jepa_lit.recipes import recipe
+from jepa_lit.runs import Options
+from jepa_lit.callbacks import MetricsLogger
 from jepa_lit.training import fit
 
 STEPS = 4000
@@ -36,8 +35,8 @@ TRIALS = dict(
     context=dict(max_context=None),
     first=dict(cut='first'),
     shared=dict(shared_context=True),
-    at_least_float32=dict(predictor_width=96, predictor_heads=3),
-    deep=dict(predictor_depth=4),
+    wide=dict(predictor=dict(width=96, heads=3)),
+    deep=dict(predictor=dict(depth=4)),
     small=dict(target_scale=(0.05, 0.1)),
     large=dict(target_scale=(0.2, 0.3)),
     one=dict(n_targets=1),
@@ -77,15 +76,13 @@ def scores(method, splits):
 
 
 def trial(name, seed=0, steps=STEPS, **changes):
-    made = recipe(
-        'digits', method='ijepa', seed=seed, steps=steps, threads=1, validate=True, watch_every=0, **changes
-    )
-    splits = load_splits(made)
-    method, began = build(made, 32, *channel_statistics(splits.train)), time.time()
+    made = recipe('digits', method='ijepa', seed=seed, steps=steps, validate=True, **changes)
+    splits, began, lines = load_splits(made), time.time(), []
+    settings = resolve(made, Options(watch_every=0), splits)
+    settings['callbacks'].append(MetricsLogger(lines.append))
+    method = settings['method']
     before = scores(method, splits)
-    with tempfile.TemporaryDirectory() as tmp:
-        run = Run.create(Path(tmp) / 'run', made)
-        result, lines = fit(method, splits.train, made, run, progress=False), run.lines()
+    state = fit(**settings)
     curve = [
         {
             k: round(l[k], 5)
@@ -101,7 +98,7 @@ def trial(name, seed=0, steps=STEPS, **changes):
         changes=changes,
         untrained=before,
         trained=scores(method, splits),
-        images_per_second=result['images_per_second'],
+        images_per_second=lines[-1]["images_per_second"],
         seconds=round(time.time() - began),
         curve=curve,
     )

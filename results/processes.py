@@ -15,7 +15,7 @@ from jepa_lit.launch import launch
 from jepa_lit.parallel import ParallelContext
 from jepa_lit.lejepa import LeJEPA, projector
 from jepa_lit.predictor import Predictor
-from jepa_lit.runs import record
+from jepa_lit.runs import machine
 from jepa_lit.training import param_groups
 from jepa_lit.views import MultiCrop
 
@@ -124,6 +124,4 @@ if __name__ == '__main__':
             print({k: f'{v:.2g}' if isinstance(v, float) else v for k, v in r.items()}, flush=True)
     assert all(r['curve'] < (1e-8 if r['precision'] == 'float64' else 1e-4) for r in rows)
     Path(a.out).mkdir(parents=True, exist_ok=True)
-    (Path(a.out) / 'metrics.json').write_text(
-        json.dumps(dict(**record(None, began), rows=rows), indent=2) + '\n'
-    )
+    (Path(a.out) / 'metrics.json').write_text(json.dumps(dict(**machine(began), rows=rows), indent=2) + '\n')

@@ -10,17 +10,17 @@ The probes are those of `jepa_lit_train`, but at C = 1 to save time. Besides the
 part's images, the fifth included. No label trained the encoder, and it judges on five times as many images, so that runs tie less.
 """
 
-import json, sys, tempfile, time
+import json, sys, time
 from pathlib import Path
 import numpy as np, torch
 from sklearn.model_selection import StratifiedKFold
-from jepa_lit.experiment import load_splits
+from jepa_lit.callbacks import MetricsLogger
+from jepa_lit.experiment import load_splits, resolve
 from jepa_lit.collapse import health
-from jepa_lit.datasets import channel_statistics
 from jepa_lit.probes import few_label, knn, linear, regress, standardize
-from jepa_lit.recipes import build, recipe
-from jepa_lit.runs import Run, record
-from jepa_lit.training import fit
+from jepa_lit.recipes import recipe
+from jepa_lit.runs import Options, record
+from jepa_lit.training import fit, precision
 
 STEPS = 160
 LAMBDAS = (0.003, 0.01, 0.03, 0.1, 0.3, 0.6, 0.9)
@@ -62,15 +62,13 @@ def trial(lamb, views, seed):
         local_views=views[1],
         seed=seed,
         steps=STEPS,
-        threads=1,
         validate=True,
-        watch_every=0,
     )
-    splits, began = load_splits(made), time.time()
-    method = build(made, 32, *channel_statistics(splits.train))
-    with tempfile.TemporaryDirectory() as tmp:
-        run = Run.create(Path(tmp) / 'run', made)
-        done, lines = fit(method, splits.train, made, run, progress=False), run.lines()
+    splits, began, lines = load_splits(made), time.time(), []
+    settings = resolve(made, Options(watch_every=0), splits)
+    settings['callbacks'].append(MetricsLogger(lines.append))
+    done = fit(**settings)
+    method = done.method
     found, state = scores(method, splits)
     last = {k: float(np.mean([l[k] for l in lines[-20:]])) for k in ('loss', 'prediction', 'sigreg')}
     curve = [{k: round(l[k], 5) for k in ('step', 'prediction', 'sigreg')} for l in lines[19::20]]
@@ -78,13 +76,15 @@ def trial(lamb, views, seed):
         lamb=lamb,
         global_views=views[0],
         local_views=views[1],
-        steps=made.steps,
-        batch=made.batch,
+        steps=made.run.steps,
+        batch=made.run.batch,
         **last,
         probes=found,
         health=state,
         images=[len(splits.train), len(splits.test)],
-        **{k: done[k] for k in ('status', 'precision', 'seconds')},
+        status=done.status,
+        precision=precision(made.run.precision),
+        seconds=round(done.seconds, 2),
         **record(made, began),
         curve=curve,
     )

@@ -7,7 +7,7 @@ import argparse, contextlib, io, json, os, re, subprocess, sys, tempfile, time
 from pathlib import Path
 import torch
 from jepa_lit.launch import jepa_lit_launch
-from jepa_lit.runs import record
+from jepa_lit.runs import machine
 
 TRAINING = Path(__file__).resolve().parent.parent / 'tests' / 'launched.py'
 
@@ -86,6 +86,5 @@ if __name__ == '__main__':
     print(json.dumps(told, indent=2))
     Path(a.out).mkdir(parents=True, exist_ok=True)
     (Path(a.out) / 'metrics.json').write_text(
-        json.dumps(dict(**record(None, began), slurm=ask('sinfo', '--version').strip(), **told), indent=2)
-        + '\n'
+        json.dumps(dict(**machine(began), slurm=ask('sinfo', '--version').strip(), **told), indent=2) + '\n'
     )

@@ -41,7 +41,7 @@ def test_ijepa_sigreg(monkeypatch, how):
         m,
         'recipe',
         lambda *a, real=m.recipe, **k: real(
-            *a, **k | dict(width=24, depth=1, predictor_width=16, predictor_depth=1, batch=4)
+            *a, **k | dict(encoder=dict(width=24, depth=1), predictor=dict(width=16, depth=1), batch=4)
         ),
     )
     told = m.arm('short', **how)
