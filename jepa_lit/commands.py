@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ADVICE', 'CODES', 'FREE', 'parser', 'parse', 'advise', 'run_command', 'command', 'pairs', 'split_options', 'choose',
-           'continue_run', 'recipe_help', 'jepa_lit_train', 'open_run', 'jepa_lit_probe', 'table_rows', 'write_table',
+           'continue_run', 'recipe_help', 'jepa_lit_train', 'open_run', 'jepa_lit_probe', 'embed_splits', 'write_table',
            'jepa_lit_embed', 'name_runs', 'jepa_lit_plot']
 
 # %% ../nbs/74_commands.ipynb #812a26c4
@@ -23,7 +23,7 @@ import sys
 import time
 import typing
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
@@ -49,27 +49,28 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(f"{message} (see {self.prog} --help)")
 
 
+def _spellings(name):
+    return list(dict.fromkeys([f'--{name}', '--' + name.replace('_', '-')]))
+
+
 def _add_argument(parser, parameter, kind, comment):
     "A parameter as words of the command line"
     name, default = parameter.name, parameter.default
     required = default is parameter.empty
-    names = [name] if required else dict.fromkeys([f'--{name}', '--' + name.replace('_', '-')])
-    how = {} if required else dict(dest=name, default=default)
+    how = dict(help=comment.replace('%', '%%'))
+    if not required:
+        how |= dict(dest=name, default=default)
+        if default not in (None, False, ()):
+            how['help'] += f' (default: {default})'
 
+    plain = next((t for t in typing.get_args(kind) if t is not type(None)), kind)
     if typing.get_origin(kind) is list:
-        how |= (
-            dict(nargs='+') if required else dict(nargs='*', action='extend', metavar='KEY=VALUE', default=[])
-        )
+        how |= dict(nargs='+') if required else dict(nargs='*', action='extend', metavar='WORD', default=[])
     elif kind is bool:
-        how |= dict(action='store_true')
+        how['action'] = 'store_true'
     else:
-        plain = next((t for t in typing.get_args(kind) if t is not type(None)), kind)
         how |= dict(type=plain, metavar=None if required else plain.__name__.upper())
-
-    shown = required or default in (None, False, ())
-    parser.add_argument(
-        *names, help=comment.replace('%', '%%') + ('' if shown else f' (default: {default})'), **how
-    )
+    parser.add_argument(*([name] if required else _spellings(name)), **how)
 
 # %% ../nbs/74_commands.ipynb #01499ca7
 def parser(
@@ -95,10 +96,8 @@ def parse(
     "The arguments that a command line gives to a function."
     given, unknown = parser(func).parse_known_args(argv)
     if unknown:
-        flags = [f'--{name}' for name in inspect.signature(func).parameters]
-        near = difflib.get_close_matches(
-            unknown[0].split('=')[0].replace('-', '_').replace('__', '--'), flags, n=1
-        )
+        flags = [flag for name in inspect.signature(func).parameters for flag in _spellings(name)]
+        near = difflib.get_close_matches(unknown[0].split('=')[0], flags, n=1)
         hint = f": did you mean {near[0]}?" if near else ''
         raise ValueError(f"unrecognized arguments: {' '.join(unknown)}{hint} (see {func.__name__} --help)")
     return vars(given)
@@ -295,21 +294,16 @@ def continue_run(
     "The recipe of a run that exists, with the changes that a resume may bring; others are refused."
     run = Run.open(path)
     saved = run.recipe
-    method = one_of(given.get('method', saved.method), METHODS, 'method')
-    if name:
-        asked, options = choose(name, data, given)
+    if name or given.get('method', saved.method) != saved.method:
+        asked, options = choose(name, data or (None if name else saved.data.name), given)
         if asked.data.root is None:
             asked = recipe(asked, root=saved.data.root)
-        wrong = differences(saved, asked)
-    elif method == saved.method:
-        changes, options = split_options(given)
-        asked = _absolute(recipe(saved, **changes, **({'data': data} if data else {})))
-        options = read_options(**asdict(run.options) | options)
-        wrong = differences(saved, asked)
     else:
-        wrong = dict(method=(saved.method, method))
+        changes, options = split_options(given | (dict(data=data) if data else {}))
+        asked = _absolute(recipe(saved, **changes))
+        options = read_options(**asdict(run.options) | options)
 
-    wrong = {k: v for k, v in wrong.items() if k not in FREE}
+    wrong = {k: v for k, v in differences(saved, asked).items() if k not in FREE}
     if 'method' in wrong:
         wrong = dict(method=wrong['method'])
     if wrong:
@@ -451,24 +445,25 @@ def jepa_lit_probe(
     return dict(probes=probes, health=state)
 
 # %% ../nbs/74_commands.ipynb #db4c3b70
-def table_rows(
+def embed_splits(
     splits: Splits,  # whose parts to walk through
-    embed,  # images -> embeddings
+    embed: Callable,  # images -> embeddings
     workers: int = 0,  # processes that read files
     progress: bool = False,  # show bars
-) -> Iterator[tuple]:  # (name, part, label) of an image, and its embedding (d,)
-    "Each image of all parts with its embedding."
+) -> tuple[dict, np.ndarray]:  # name, part and label of each image, by column; the embeddings (n d)
+    "The embeddings of all parts, and whose they are."
+    columns, found = dict(name=[], part=[], label=[]), []
     for part in ('train', 'test', 'unlabeled'):
         images = getattr(splits, part)
         if images is None:
             continue
         z, kept = embed_all(embed, images, workers=workers, progress=progress)
-        for i, row in zip(kept.tolist(), z.numpy()):
-            yield (_name(images, i, splits.name, part), part, _label(images, i)), row
-
-
-def _name(images, i, data, part):
-    return images.names[i] if images.names else f'{data}/{part}/{i}'
+        found.append(z.numpy())
+        for i in kept.tolist():
+            columns['name'].append(images.names[i] if images.names else f'{splits.name}/{part}/{i}')
+            columns['part'].append(part)
+            columns['label'].append(_label(images, i))
+    return columns, np.concatenate(found)
 
 
 def _label(images, i):
@@ -480,23 +475,17 @@ def _label(images, i):
 # %% ../nbs/74_commands.ipynb #b2819df8
 def write_table(
     path: str | Path,  # ends in .parquet or .csv
-    rows: list,  # (name, part, label) for each embedding
-    z: np.ndarray,  # (n d)
-) -> Path:
-    "Name, part, label and embedding of each image, as parquet (needs pyarrow) or CSV."
-    path, names = Path(path), ('name', 'part', 'label')
-    columns = [f'z{i}' for i in range(z.shape[1])]
-    with atomic_write(path) as tmp:
-        if path.suffix == '.parquet':
+    columns: dict,  # lists or arrays of one length, by name
+) -> None:
+    "A table as parquet (needs pyarrow) or CSV."
+    with atomic_write(Path(path)) as tmp:
+        if str(path).endswith('.parquet'):
             from pyarrow import parquet, table
 
-            parquet.write_table(table([*map(list, zip(*rows)), *z.T], names=[*names, *columns]), tmp)
-            return path
-        with open(tmp, 'w', newline='') as f:
-            writer = csv.writer(f)
-            writer.writerow([*names, *columns])
-            writer.writerows([*row, *map(float, v)] for row, v in zip(rows, z))
-    return path
+            parquet.write_table(table(columns), tmp)
+        else:
+            with open(tmp, 'w', newline='') as f:
+                csv.writer(f).writerows([columns, *zip(*columns.values())])
 
 # %% ../nbs/74_commands.ipynb #50bf7147
 @command
@@ -516,12 +505,12 @@ def jepa_lit_embed(
         raise ValueError("parquet needs pyarrow, which is not installed: use --format csv")
 
     method, made, splits = open_run(run, which, data, root, whole=True)
-    rows, z = zip(*table_rows(splits, method.embed, Run.open(run).options.workers, not quiet))
-    z = np.stack(z)
+    columns, z = embed_splits(splits, method.embed, Run.open(run).options.workers, not quiet)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(Path(f'{out}.npy')) as tmp, open(tmp, 'wb') as f:
         np.save(f, z)
-    table = write_table(f'{out}.{format}', rows, z)
+    table = f'{out}.{format}'
+    write_table(table, columns | {f'z{i}': column for i, column in enumerate(z.T)})
     print(f"{len(z)} embeddings of width {z.shape[1]} in {out}.npy, with their names in {table}")
     return z
 
@@ -532,16 +521,16 @@ def name_runs(
     "Runs by the name of their folder and by the fields of their recipes in which they differ."
     runs = [Run.open(path) for path in paths]
     found = differences(*(run.recipe for run in runs))
-    found.pop('run.steps', None)
-    folders = [run.path.resolve().name for run in runs]
-    if len(set(folders)) < len(runs):
-        folders = [str(path) for path in paths]
+    keys = [key for key in found if key != 'run.steps'][:3]
+    names = [run.path.resolve().name for run in runs]
+    if len(set(names)) < len(runs):
+        names = paths
 
     named = {}
-    for i, (folder, run) in enumerate(zip(folders, runs)):
-        values = {k.removesuffix('.name').split('.')[-1]: v[i] for k, v in list(found.items())[:3]}
+    for i, (name, run) in enumerate(zip(names, runs)):
+        values = {key.removesuffix('.name').split('.')[-1]: found[key][i] for key in keys}
         said = ', '.join(f'{k}={v}' for k, v in values.items() if v is not None)
-        named[f'{folder} ({said})' if said else folder] = run
+        named[f'{name} ({said})' if said else str(name)] = run
     return named
 
 # %% ../nbs/74_commands.ipynb #9b236f7b

@@ -103,13 +103,7 @@ def online_probe(
     if data.labels is None or len(data.labels.unique()) < 2:
         warnings.warn('no labels of two classes or more: going on without an online probe')
         return None
-
-    @functools.cache
-    def labeled():
-        order = torch.randperm(len(data), generator=generator(split_seed, 'online probe'))[:many]
-        pixels, kept = zip(*batches(data, order, 256, workers))
-        labels = data.labels[torch.cat(kept)]
-        return torch.cat(pixels), labels, *split(labels, 1 / 3, split_seed)
+    labeled = functools.cache(lambda: _labeled(data, split_seed, workers, many))
 
     @torch.no_grad()
     def look(method, step):
@@ -122,6 +116,14 @@ def online_probe(
         return dict(knn=round(knn(*parts), 4), linear=round(ridge(*parts), 4))
 
     return look
+
+
+def _labeled(data, split_seed, workers, many):
+    "Pixels, labels, and the indices of those to learn from and to judge"
+    order = torch.randperm(len(data), generator=generator(split_seed, 'online probe'))[:many]
+    pixels, kept = zip(*batches(data, order, 256, workers))
+    labels = data.labels[torch.cat(kept)]
+    return torch.cat(pixels), labels, *split(labels, 1 / 3, split_seed)
 
 # %% ../nbs/73_experiment.ipynb #04c96ce3
 def make_callbacks(
@@ -136,34 +138,26 @@ def make_callbacks(
     "What stands beside the loop."
     optim = recipe.optim
     decay = optim.weight_decay, optim.final_weight_decay, optim.decay_shape
-    made = [
-        Signals(),
-        Schedule(optim.lr, optim.warmup, optim.final_lr, *decay),
-        NonFiniteGuard(options.max_skipped),
-    ]
-    if optim.average is not None:
-        made.append(Average(optim.average))
-
-    made.append(HealthWatch(sample.pixels[:256].clone(), options.watch_every))
+    look = None
     if options.probe_every:
         dtype = precision(recipe.run.precision)
         look = online_probe(labeled, recipe.data.split_seed, dtype, options.workers)
-        made += [OnlineProbe(look, options.probe_every)] if look else []
 
-    if run:
-        run.checkpoints.keep_last = options.keep_last
-        made.insert(0, Checkpoint(run.checkpoints, options.checkpoint_every, options.on_full))
-        made.append(MetricsLogger(run.log, run.truncate, options.on_full))
-    if run and options.tensorboard:
-        made.append(TensorBoard(run.path / 'tensorboard'))
-
-    if progress:
-        made.append(Progress())
-    if minutes is not None:
-        made.append(TimeLimit(minutes))
-    if recipe.run.compile:
-        made.append(Compile())
-    return made
+    made = [
+        run and Checkpoint(run.checkpoints, options.checkpoint_every, options.on_full),
+        Signals(),
+        Schedule(optim.lr, optim.warmup, optim.final_lr, *decay),
+        NonFiniteGuard(options.max_skipped),
+        None if optim.average is None else Average(optim.average),
+        HealthWatch(sample.pixels[:256].clone(), options.watch_every),
+        look and OnlineProbe(look, options.probe_every),
+        run and MetricsLogger(run.log, run.truncate, options.on_full),
+        run and options.tensorboard and TensorBoard(run.path / 'tensorboard'),
+        progress and Progress(),
+        None if minutes is None else TimeLimit(minutes),
+        recipe.run.compile and Compile(),
+    ]
+    return [callback for callback in made if callback]
 
 # %% ../nbs/73_experiment.ipynb #39bea9a4
 def resolve(
@@ -180,6 +174,8 @@ def resolve(
     how = recipe.run
     batches = stream(data, how.batch, how.seed, workers=options.workers)
     sample = read_sample(data, workers=options.workers)
+    if run:
+        run.checkpoints.keep_last = options.keep_last
     method = build(recipe, data.size, *channel_statistics(sample))
 
     to_device(method, 'contiguous' if parallel.sharded else how.memory_format)
@@ -408,8 +404,14 @@ def _write_result(run, recipe, options, result, began):
     run.write_recipe(recipe, options)
     with atomic_write(run.path / 'recipe.toml') as tmp:
         tmp.write_text(to_toml(recipe), encoding='utf-8')
-    if result['status'] != 'done' or not (run.path / 'metrics.json').exists():
-        run.write('metrics.json', dict(**result, **record(recipe, began)))
+    run.write('metrics.json', dict(**result, **record(recipe, began)))
+
+
+def _save(run, method, recipe, options, result, began):
+    "What is there before the evaluation: recipe, figures and, of a run that was not told to stop, the model"
+    _write_result(run, recipe, options, result, began)
+    if result['status'] not in ('interrupted', 'signalled'):
+        save_model(method, recipe, run.path / 'model.safetensors')
 
 
 def _say_result(result, steps, say):
@@ -442,7 +444,8 @@ def train(
     evaluate: bool = True,  # judge the model at the end, and draw its pictures
 ) -> Run:  # the finished run
     "Train by a recipe, evaluate, and leave everything in the run's folder."
-    began, run = time.time(), Run(out or default_folder(recipe))
+    began = time.time()
+    run = Run(out or default_folder(recipe))
     if minutes is not None and not 0 <= minutes < math.inf:
         raise ValueError(f"minutes: expected a finite number, 0 or more, got {minutes}")
     with use_threads(options.threads), heed_signals(run.path):
@@ -451,8 +454,7 @@ def train(
         else:
             run.vacant(overwrite)
         parallel = join_processes(shard)
-        first = parallel.rank == 0
-        tell = say if first else _silent
+        tell = _silent if parallel.rank else say
         with _in_turn(parallel):
             splits = load_splits(recipe, options)
         tell(repr(splits))
@@ -462,13 +464,11 @@ def train(
             state = _fit(settings, run, recipe, options, began)
             result = summarize(state, recipe)
             method = _gather(state, recipe)
-            if first:
-                _write_result(run, recipe, options, result, began)
-            if first and state.status not in ('interrupted', 'signalled'):
-                save_model(method, recipe, run.path / 'model.safetensors')
+            if parallel.rank == 0:
+                _save(run, method, recipe, options, result, began)
             _say_result(result, recipe.run.steps, tell)
             _raise_if_stopped(state, run.path)
-            if first and evaluate:
+            if evaluate and parallel.rank == 0:
                 finish(run, method, recipe, options, splits, result, began, progress, say)
     return run
 
