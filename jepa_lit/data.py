@@ -157,7 +157,7 @@ class Splits:
                 lines.append(f'  {part}: {getattr(self, part)}')
         return '\n'.join([*lines, *(f'  ({note})' for note in self.notes)])
 
-# %% ../nbs/01_data.ipynb #cf33429b
+# %% ../nbs/01_data.ipynb #825cffb4
 def _paint(
     at: Tensor,  # row and column of each pixel (h w 2), in image sides
     ground: Tensor,  # its color (3)
@@ -175,6 +175,19 @@ def _paint(
     return (image * 255).round().to(torch.uint8).permute(2, 0, 1)
 
 # %% ../nbs/01_data.ipynb #f45b473c
+def _draw(n: int, most: int, g: torch.Generator) -> tuple:
+    "Count (n), ground (n 3), and of each shape its center (n most 2), radius, kind and color"
+    count = torch.randint(1, most + 1, (n,), generator=g)
+    cell = torch.rand(n, 16, generator=g).argsort(1)[:, :most]  # of a 4x4 grid
+    jitter = torch.rand(n, most, 2, generator=g) * 0.24 - 0.12
+    center = (torch.stack([cell // 4, cell % 4], 2) + 0.5 + jitter) / 4
+    radius = 0.06 + 0.03 * torch.rand(n, most, generator=g)
+    square = torch.rand(n, most, generator=g) < 0.5
+    color = 0.5 + 0.5 * torch.rand(n, most, 3, generator=g)
+    ground = 0.35 * torch.rand(n, 3, generator=g)
+    return count, ground, center, radius, square, color
+
+
 def scenes(
     n: int,  # how many
     size: int = 64,  # side in pixels, at least 16
@@ -184,28 +197,19 @@ def scenes(
     "Colored discs and squares on a plain ground, their number and their smallest distance"
     if n < 1 or size < 16 or not 1 <= most <= 16:
         raise ValueError(f'scenes: n >= 1, size >= 16, most in 1..16 expected, got {n}, {size}, {most}')
-    g = generator('scenes', seed)
-    count = torch.randint(1, most + 1, (n,), generator=g)
-    cell = torch.rand(n, 16, generator=g).argsort(1)[:, :most]  # of a 4x4 grid
-    jitter = torch.rand(n, most, 2, generator=g) * 0.24 - 0.12
-    center = (torch.stack([cell // 4, cell % 4], 2) + 0.5 + jitter) / 4  # (n most 2)
-    radius = 0.06 + 0.03 * torch.rand(n, most, generator=g)
-    square = torch.rand(n, most, generator=g) < 0.5
-    color = 0.5 + 0.5 * torch.rand(n, most, 3, generator=g)
-    ground = 0.35 * torch.rand(n, 3, generator=g)
-
+    count, ground, center, *look = _draw(n, most, generator('scenes', seed))
     line = (torch.arange(size) + 0.5) / size
     at = torch.stack(torch.meshgrid(line, line, indexing='ij'), 2)
     pixels = torch.empty(n, 3, size, size, dtype=torch.uint8)
     distance = torch.full((n,), torch.nan)
     for i, k in enumerate(count.tolist()):
-        pixels[i] = _paint(at, ground[i], center[i, :k], radius[i], square[i], color[i])
+        pixels[i] = _paint(at, ground[i], center[i, :k], *(x[i] for x in look))
         if k > 1:
             distance[i] = torch.pdist(center[i, :k]).min()
     images = Images(pixels, count - 1, tuple(str(c + 1) for c in range(most)))
     return images, dict(count=count, distance=distance)
 
-# %% ../nbs/01_data.ipynb #8ca45341
+# %% ../nbs/01_data.ipynb #cc5c0aeb
 def one_of(
     given: str,  # what was asked for
     known: Collection[str],  # the names there are
@@ -218,7 +222,7 @@ def one_of(
     hint = f'did you mean {" or ".join(near)}?' if near else f'there are {", ".join(known)}'
     raise ValueError(f"unknown {what} '{given}': {hint}")
 
-# %% ../nbs/01_data.ipynb #d882fc1f
+# %% ../nbs/01_data.ipynb #6a5cbf5f
 def read_parameters(
     cls: type,  # a class with its own `__init__`, or a dataclass
 ) -> list[tuple[str, str, str, str]]:  # name, type, default and comment, each as text
@@ -239,7 +243,7 @@ def read_parameters(
         rows.append((p.name, kind, default, comments.get(p.name, '')))
     return rows
 
-# %% ../nbs/01_data.ipynb #9d8a7ebf
+# %% ../nbs/01_data.ipynb #7faff2e4
 class _Docstring(str):
     "A class's docstring that gains a section on parameters when it is first read"
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm.auto import tqdm
 from .data import Images, ImageSet, Splits, generator, one_of, pick, split
-from .datasets import LOADERS, cache_folder
+from .datasets import LOADERS, cache_folder, shorten
 from .files import Files, batches, read_image
 
 # %% ../nbs/62_shards.ipynb #687da98f
@@ -507,11 +507,6 @@ def _parts(paths: list[str]) -> tuple[list[str], list[str], str]:
     return train, test, f'{len(train)} shards to train, {len(test)} held out ({held[0]}){unused}'
 
 # %% ../nbs/62_shards.ipynb #4f81b019
-def _some(names: list[str], n: int, sep: str = ', ') -> str:
-    "The first n names"
-    return sep.join(names[:n]) + (f'{sep}...' if len(names) > n else '')
-
-
 def _notes(root: str, found: dict, index: str, gone: str, trouble: list[str]) -> list[str]:
     "What was found and what was not; the mark stands for the order of the images"
     order = [(os.path.basename(p), v['n']) for p, v in found.items()]
@@ -521,18 +516,21 @@ def _notes(root: str, found: dict, index: str, gone: str, trouble: list[str]) ->
     if gone:
         notes.append(f'skipped: {gone}')
     if trouble:
-        notes.append(f'skipped: {len(trouble)} damaged shards, in part or whole: {_some(trouble, 3, "; ")}')
+        notes.append(f'skipped: {len(trouble)} damaged shards, in part or whole: {shorten(trouble, 3, "; ")}')
     return notes
 
-# %% ../nbs/62_shards.ipynb #1ec488a5
-def _made(paths: list[str], found: dict, options: dict) -> Shards:
+# %% ../nbs/62_shards.ipynb #836ac7bd
+def _made(paths: list[str], found: dict, options: dict) -> Shards | None:
     "The container of some shards, from what was counted"
+    if not paths:
+        return None
     counted = [found[p] for p in paths]
     labels = None
     if all(v['labels'] is not None for v in counted):
         labels = torch.tensor([y for v in counted for y in v['labels']], dtype=torch.int64)
     skipped = [v['trouble'] for v in counted if v['trouble']]
-    return Shards(paths, labels, skipped=skipped, lengths=tuple(v['n'] for v in counted), **options)
+    lengths = tuple(v['n'] for v in counted)
+    return Shards(paths, labels, skipped=skipped, lengths=lengths, **options)
 
 
 def _judged(train: Shards, test: Shards | None, seed: int) -> tuple[Shards, Shards | None, str]:
@@ -552,7 +550,7 @@ def _usable(found: dict) -> dict:
     labeled = all(v['labels'] is not None for v in found.values() if not v['trouble'])
     return {p: v for p, v in found.items() if v['n'] and (not labeled or v['labels'] is not None)}
 
-# %% ../nbs/62_shards.ipynb #57f7569a
+# %% ../nbs/62_shards.ipynb #c0921b14
 def _survey(root: str, missing: str) -> tuple[list[str], dict, str, str]:
     "The shards that are there, what is known of each, what is said of those that are not, and of the index"
     paths = _find(root)
@@ -560,7 +558,7 @@ def _survey(root: str, missing: str) -> tuple[list[str], dict, str, str]:
     gone = [] if os.path.isfile(os.path.expanduser(root)) else _gaps(paths, known)
     if not gone:
         return paths, known, '', index
-    said = f'{len(gone)} shards are missing: {_some([os.path.basename(p) for p in gone], 5)}'
+    said = f'{len(gone)} shards are missing: {shorten([os.path.basename(p) for p in gone])}'
     if missing == 'error':
         raise FileNotFoundError(f"{root}: {said}; put them back, or missing='skip' goes on without; {index}")
     return paths, known, said, index
@@ -577,16 +575,16 @@ def load_shards(
     "Tar or parquet shards as a data set"
     missing = missing or os.environ.get('JEPA_LIT_MISSING', 'error')
     paths, known, gone, index = _survey(str(root), missing)
-    found = _usable({p: known[p] for p in paths})
     trouble = [known[p]['trouble'] for p in paths if known[p]['trouble']]
+    found = _usable({p: known[p] for p in paths})
     names = Path(paths[0]).parent / 'classes.txt'
     classes = tuple(names.read_text().splitlines()) if names.exists() else ()
     options = dict(classes=classes, size=size, buffer=buffer, lanes=lanes, missing=missing)
     first, second, note = _parts(list(found))
-    train, test = (_made(part, found, options) if part else None for part in (first, second))
+    train, test = (_made(part, found, options) for part in (first, second))
     if train is None or len(train) < 2:
         counts = f'{len(train or ())} images in {len(paths)} shards'
-        raise ValueError(f'{root}: {counts}, at least 2 are needed to train; {_some(trouble, 3, "; ")}')
+        raise ValueError(f'{root}: {counts}, at least 2 are needed to train; {shorten(trouble, 3, "; ")}')
     train.skipped.extend(known[p]['trouble'] for p in paths if p not in found)
     train, test, judged = _judged(train, test, split_seed)
     head, *skipped = _notes(str(root), found, index, gone, trouble)
