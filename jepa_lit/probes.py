@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .data import Images, generator, split
+from .data import Images, documented, generator, split
 from .files import Files, batches
 
 # %% ../nbs/21_probes.ipynb #c6984a76
@@ -304,6 +304,7 @@ def _gain(raw, trained, column):
     return f'{100 * (trained[column] - raw[column]):+.1f}'
 
 # %% ../nbs/21_probes.ipynb #e6b8a02e
+@documented
 class Table:
     "Rows of probe results, in percent, for terminals and notebooks; last the gain of 'trained' over 'raw'."
 
