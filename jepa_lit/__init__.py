@@ -18,9 +18,9 @@ Or whole runs, from Python (`recipe`, `fit`, `load_run`) or a terminal (`jepa_li
 
 The parts, each a numbered notebook and a module of the same name:
 
-    start            data, datasets, preprocess
-    I-JEPA           patches, encoder, masks, sampler, predictor, ema, ijepa
-    what was learned collapse, probes, pictures
+    start            data, files, datasets, preprocess
+    I-JEPA           patches, encoder, masks, sampler, predictor, ema, ijepa, plain
+    what was learned collapse, probes, pictures, selection
     LeJEPA           gaussian, normality, slices, sigreg, views, convolution, backbones, lejepa
     a run            checkpoints, training, callbacks, recipes, runs
     many machines    parallel, launch, shards, cost

@@ -503,7 +503,7 @@ def jepa_lit_bench(
         raise ValueError(f"rounds: at least 1 expected, got {rounds}")
     if threads:
         torch.set_num_threads(threads)
-    began, results = time.monotonic(), {}
+    began, results = time.time(), {}
     for name in tqdm(names, disable=len(names) == 1, desc='parts'):
         given = dict(QUICK[name]) if quick else {}
         if rounds:
