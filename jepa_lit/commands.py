@@ -23,12 +23,11 @@ import sys
 import time
 import typing
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import numpy as np
-from fastcore.docments import docments
 from torch import nn
 from .checkpoints import atomic_write
 from .data import Splits, one_of, read_parameters
@@ -74,7 +73,7 @@ def _add_argument(parser, parameter, kind, comment):
 
 # %% ../nbs/74_commands.ipynb #01499ca7
 def parser(
-    func,  # a function with typed, commented parameters
+    func: Callable,  # a function with typed, commented parameters
 ) -> argparse.ArgumentParser:  # required parameters are positional, the others are flags
     "The argument parser of a function."
     made = _Parser(
@@ -83,14 +82,15 @@ def parser(
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    types, comments = typing.get_type_hints(func), docments(func)
+    types = typing.get_type_hints(func)
+    comments = {name: comment for name, *_, comment in read_parameters(func)}
     for name, parameter in inspect.signature(func).parameters.items():
         _add_argument(made, parameter, types[name], comments[name])
     return made
 
 # %% ../nbs/74_commands.ipynb #f2be1a7b
 def parse(
-    func,  # the function of a command
+    func: Callable,  # the function of a command
     argv: list[str],  # the words after its name
 ) -> dict:  # its arguments
     "The arguments that a command line gives to a function."
@@ -199,7 +199,7 @@ class _Heard:
 
 # %% ../nbs/74_commands.ipynb #4a65bb15
 def run_command(
-    func,  # the function of a command
+    func: Callable,  # the function of a command
     argv: list[str],  # the words after its name
 ) -> int:  # exit code: 0, 1 for what nobody foresaw, or that of `CODES`
     "Parse the words, call the function, and turn errors into one line."
@@ -218,7 +218,7 @@ def run_command(
 
 # %% ../nbs/74_commands.ipynb #1bc4cb55
 def command(
-    func,  # becomes a program where the script of its name calls it
+    func: Callable,  # becomes a program where the script of its name calls it
 ):
     "A command-line program from a function; from Python it stays the function."
 
@@ -233,7 +233,7 @@ def command(
 
 # %% ../nbs/74_commands.ipynb #38b94248
 def pairs(
-    words,  # such as ['optim.lr=1e-3', 'widths=32,64']
+    words: Sequence[str],  # such as ['optim.lr=1e-3', 'widths=32,64']
 ) -> dict:  # {'optim.lr': '1e-3', 'widths': '32,64'}
     "Read `key=value` words."
     wrong = [word for word in words if '=' not in word]

@@ -8,7 +8,7 @@ __all__ = ['Kind', 'Class', 'generator', 'split', 'pick', 'ImageSet', 'Images', 
 
 # %% ../nbs/01_data.ipynb #c176347f
 import difflib, hashlib, inspect, re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from typing import TypeVar
 import numpy as np, torch
@@ -224,11 +224,12 @@ def one_of(
 
 # %% ../nbs/01_data.ipynb #6a5cbf5f
 def read_parameters(
-    cls: type,  # a class with its own `__init__`, or a dataclass
+    source: Callable,  # a function, a class with its own `__init__`, or a dataclass
 ) -> list[tuple[str, str, str, str]]:  # name, type, default and comment, each as text
-    "What a class is constructed from; the comments are read from its source, one parameter a line"
+    "What a function or a class takes; the comments are read from the source, one parameter a line"
+    written = source.__init__ if inspect.isclass(source) and not is_dataclass(source) else source
     comments, name = {}, None
-    for line in inspect.getsource(cls if is_dataclass(cls) else cls.__init__).splitlines():
+    for line in inspect.getsource(written).splitlines():
         code, _, comment = line.partition('  # ')
         if code.strip().startswith(('):', ') ->')):
             break  # the signature ends here
@@ -237,7 +238,7 @@ def read_parameters(
         if comment:
             comments[name] = comment
     rows = []
-    for p in inspect.signature(cls).parameters.values():
+    for p in inspect.signature(source).parameters.values():
         kind = '' if p.annotation is p.empty else inspect.formatannotation(p.annotation)
         default = '' if p.default is p.empty else repr(p.default)
         rows.append((p.name, kind, default, comments.get(p.name, '')))
