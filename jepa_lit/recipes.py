@@ -32,7 +32,7 @@ from .views import AugmentConfig, ViewsConfig
 
 # %% ../nbs/53_recipes.ipynb #fe149d65
 class Recipe:
-    "What decides a run: a method, and tables of settings. Two runs of one recipe on one kind of machine are equal."
+    "What decides a run: a method and tables of settings. On one machine, equal recipes give equal runs."
 
     method: ClassVar[str]  # name of the method, one of `METHODS`
 
@@ -56,7 +56,7 @@ class LeJEPARecipe(Recipe):
             one_of(name, BACKBONES, 'backbone')
         if self.run.accumulate > 1:
             raise ValueError(
-                f"run.accumulate={self.run.accumulate} is for I-JEPA: SIGReg and batch norm need the whole batch"
+                f"run.accumulate={self.run.accumulate} is for I-JEPA: SIGReg needs the whole batch"
             )
         for field, readers in READS.items():
             value = getattr(self.backbone, field)
@@ -112,7 +112,7 @@ class IJEPARecipe(Recipe):
         "Refuse settings that do not go together."
         if self.optim.average is not None:
             raise ValueError(
-                f"optim.average={self.optim.average} is for LeJEPA: I-JEPA's target encoder is an average already"
+                f"optim.average={self.optim.average} is for LeJEPA: I-JEPA has an average already"
             )
 
     def assemble(
