@@ -453,7 +453,5 @@ class Compile(Callback):
 
     def on_end(self, state: TrainState) -> None:
         for m in self.parts:
-            m._compiled_call_impl = None  # private: torch has no way back. When it goes, leave out this line:
-        state.compiled = (
-            False  # what comes after training is then compiled anew for its shapes, which is slow
-        )
+            m._compiled_call_impl = None  # private: torch has no way back. When it goes, leave out this line,
+        state.compiled = False  # and what comes after training is compiled anew for its shapes, which is slow

@@ -11,6 +11,7 @@ import contextlib, hashlib, os, random, re, shutil, socket, warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import filelock
 import numpy as np
@@ -149,8 +150,8 @@ def read_checkpoint(
 
 # %% ../nbs/50_checkpoints.ipynb #102b2bbe
 def snapshot(
-    state,  # tensors in dictionaries, lists and tuples; other values are taken as they are
-):  # the same on the CPU, sharing no memory with it
+    state: Any,  # tensors in dictionaries, lists and tuples; other values are taken as they are
+) -> Any:  # the same on the CPU, sharing no memory with it
     "A copy of a state that later steps do not change."
     if isinstance(state, Tensor):
         return state.detach().to('cpu', copy=True)

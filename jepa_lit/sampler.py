@@ -157,7 +157,7 @@ class MultiBlock(Sampler):
         if self.max_context and self.max_context < self.need:
             raise ValueError(f"{where} needs a max_context of at least {self.need}, got {self.max_context}")
 
-    def sizes(self, generator=None):  # -> Layout
+    def sizes(self, generator: torch.Generator | None = None) -> Layout:
         "Draw sizes; those that cannot leave enough are drawn again, and in the end replaced."
         for _ in range(self.tries):
             layout = self.layout(*torch.rand(3, generator=generator).tolist())
@@ -166,7 +166,12 @@ class MultiBlock(Sampler):
         self.fallbacks += 1
         return self.roomiest
 
-    def place(self, batch, layout, generator=None):  # -> places (b m+1 2), free patches (b n)
+    def place(
+        self,
+        batch: int,  # images
+        layout: Layout,  # sizes of the blocks
+        generator: torch.Generator | None = None,  # source of randomness, on the CPU
+    ) -> tuple[np.ndarray, np.ndarray]:  # places (b m+1 2), free patches (b n)
         "Draw places; those that leave a context too little are drawn again, and in the end replaced."
         how = layout.sizes, layout.grid, layout.published, generator
         offsets = draw_places(batch, *how)

@@ -170,10 +170,10 @@ class SIGReg(nn.Module):
             return a.pin_memory().to(z.device, non_blocking=True)  # without a wait for the device
         return a.to(z.device)
 
-    def get_extra_state(self):
+    def get_extra_state(self) -> Tensor:
         return torch.tensor(self.step)
 
-    def set_extra_state(self, state):
+    def set_extra_state(self, state: Tensor) -> None:
         self.step = int(state)
 
     def extra_repr(self):
