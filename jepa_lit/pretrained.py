@@ -12,7 +12,6 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -77,7 +76,7 @@ def translate(
     new = {}
     for version, layers in LAYERS.items():
         depth = _count(layers, state)
-        for ours, theirs in key_map(depth, version).items() if depth else ():
+        for ours, theirs in key_map(depth, version).items():
             if all(name in state for name in theirs):
                 parts = [state.pop(name) for name in theirs]
                 new[ours] = torch.cat(parts) if len(parts) > 1 else parts[0]
@@ -131,27 +130,33 @@ def _few(names):
     return ', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else '')
 
 
+def _require(state, names, what):
+    "Refuse tensors that lack one of these names."
+    lacks = [name for name in names if name not in state]
+    if lacks:
+        raise ValueError(f"expected an I-JEPA {what}, got tensors without {lacks[0]}: {_few(list(state))}")
+
+
 def architecture(
     state: dict[str, Tensor],  # an encoder in our names, as `translate` gives it; shapes suffice
 ) -> dict[str, int]:  # dim, depth, hidden, patch_size, in_chans and the number n of positions
     "Read the sizes of an encoder off the shapes of its weights."
-    shape = {k: tuple(v.shape) for k, v in state.items()}
-    if 'predictor_embed.weight' in shape:
+    if 'predictor_embed.weight' in state:
         raise ValueError("expected the weights of an encoder, got those of a predictor: use load_predictor")
+    extra = [k for k in state if re.search('cls_token|reg_token|register_tokens', k)]
+    if extra:
+        raise ValueError(f"expected an I-JEPA encoder, got tensors with {extra[0]}")
     need = ('pos_embed', 'patch_embed.proj.weight', 'blocks.0.mlp.fc1.weight')
-    faults = [f'with {k}' for k in shape if re.search('cls_token|reg_token|register_tokens', k)]
-    faults += [f'without {k}' for k in need if k not in shape]
-    if faults:
-        raise ValueError(f"expected an I-JEPA encoder, got tensors {faults[0]}: {_few(list(shape))}")
+    _require(state, need, 'encoder')
 
-    positions, patches, hidden = (shape[k] for k in need)
+    positions, patches, hidden = (tuple(state[k].shape) for k in need)
     if len(positions) != 3 or len(patches) != 4 or patches[2] != patches[3]:
         expected = 'pos_embed (1 n d) and square patches (d c p p)'
         raise ValueError(f"expected {expected}, got {positions} and {patches}")
     dim, channels, patch, _ = patches
     return dict(
         dim=dim,
-        depth=_count('blocks', shape),
+        depth=_count('blocks', state),
         hidden=hidden[0],
         patch_size=patch,
         in_chans=channels,
@@ -172,25 +177,32 @@ def published_heads(
     raise ValueError(f"cannot tell the heads of {size}, no published size: pass heads= (a divisor of {dim})")
 
 # %% ../nbs/70_pretrained.ipynb #fe4baf80
+def _is_sincos(positions, grid):
+    "Whether positions (n d) are the sine-cosine ones of a grid; bfloat16 rounds those by 0.004."
+    if positions.shape[1] % 4:
+        return False
+    sines = sincos_2d(grid, positions.shape[1])
+    return torch.allclose(positions.to(sines), sines, rtol=0, atol=0.02)
+
+
 def positions_grid(
     positions: Tensor,  # of a checkpoint (1 n d)
     grid_from: tuple[int, int] | None = None,  # rows and columns, where known
     grid_to: tuple[int, int] | None = None,  # rows and columns wanted, which trained positions might have
 ) -> tuple[tuple[int, int], bool]:  # rows and columns, and whether the positions are sine-cosine
     "Find out the grid that positions were made for."
-    _, n, d = positions.shape
+    n = positions.shape[1]
     grids = [(rows, n // rows) for rows in range(1, n + 1) if n % rows == 0]
-    if grid_from and grid_from not in grids:
-        raise ValueError(f"expected grid_from to hold the {n} positions of the checkpoint, got {grid_from}")
-    if d % 4 == 0 and not positions.is_meta:
-        for grid in [grid_from] if grid_from else grids:
-            sines = sincos_2d(grid, d)
-            if torch.allclose(positions[0].to(sines), sines, rtol=0, atol=0.02):  # bfloat16 rounds by 0.004
-                return grid, True
     if grid_from:
-        return grid_from, False
+        if grid_from not in grids:
+            raise ValueError(f"expected grid_from to hold {n} positions, got {grid_from}")
+        grids = [grid_from]
+    for grid in grids:
+        if _is_sincos(positions[0], grid):
+            return grid, True
 
-    likely = {grid for grid in (grid_to, (math.isqrt(n),) * 2) if grid in grids}
+    square = (math.isqrt(n), math.isqrt(n))
+    likely = {grid for grid in (grid_from, grid_to, square) if grid in grids}
     if len(likely) != 1:
         raise ValueError(f"cannot tell the grid of {n} trained positions: pass grid_from=(rows, columns)")
     return likely.pop(), False
@@ -206,7 +218,7 @@ class Report:
     mismatched: tuple[str, ...]  # in both, of another shape, or not of floating point
     skipped: tuple[str, ...]  # the head of a classifier
     resized: tuple[str, ...]  # positions that were interpolated
-    notes: tuple[str, ...] = ()  # how heads, eps and grid were found; the license
+    notes: tuple[str, ...] = ()  # heads, eps and grid; the license
 
     def __repr__(self):
         total = len(self.loaded) + len(self.missing) + len(self.mismatched)
@@ -221,8 +233,8 @@ class Report:
     @property
     def faults(self) -> list[str]:
         "What is missing, unexpected or of another shape, a line each"
-        named = {name: getattr(self, name) for name in ('missing', 'unexpected', 'mismatched')}
-        return [f'{name} {_few(tensors)}' for name, tensors in named.items() if tensors]
+        kinds = [name for name in ('missing', 'unexpected', 'mismatched') if getattr(self, name)]
+        return [f'{name} {_few(getattr(self, name))}' for name in kinds]
 
     @property
     def fits(self) -> bool:
@@ -230,13 +242,26 @@ class Report:
         return not self.faults
 
 # %% ../nbs/70_pretrained.ipynb #207e7ab2
-HEAD = re.compile(
-    r'^(head|classifier|pooler)\.|^embeddings\.mask_token$'
-)  # of timm's and transformers' models
+HEAD = re.compile(r'^(head|classifier|pooler)\.|^embeddings\.mask_token$')  # of timm, of transformers
 
 
 def _kind(tensor):
     return str(tuple(tensor.shape)) if tensor.is_floating_point() else f'{tensor.dtype} {tuple(tensor.shape)}'
+
+
+def _compare(own, state):
+    "The fields of a report: what fits and what does not."
+    shared = [k for k in own if k in state]
+    spare = [k for k in state if k not in own]
+    loaded = [k for k in shared if _kind(state[k]) == _kind(own[k])]
+    fields = dict(
+        loaded=loaded,
+        missing=[k for k in own if k not in state],
+        unexpected=[k for k in spare if not HEAD.match(k)],
+        mismatched=[f'{k} {_kind(state[k])} for {_kind(own[k])}' for k in shared if k not in loaded],
+        skipped=[k for k in spare if HEAD.match(k)],
+    )
+    return {name: tuple(found) for name, found in fields.items()}
 
 # %% ../nbs/70_pretrained.ipynb #90fbb2bf
 def _place_positions(state, own, grid, grid_from, antialias):
@@ -262,23 +287,10 @@ def match_state(
     "Fill a module with the tensors of a checkpoint."
     own = module.state_dict()
     state, resized, found = _place_positions(state, own, module.grid, grid_from, antialias)
-    both = [k for k in own if k in state]
-    fit = [k for k in both if own[k].shape == state[k].shape and state[k].is_floating_point()]
-    spare = [k for k in state if k not in own]
-    report = Report(
-        loaded=tuple(fit),
-        missing=tuple(k for k in own if k not in state),
-        unexpected=tuple(k for k in spare if not HEAD.match(k)),
-        mismatched=tuple(f'{k} {_kind(state[k])} for {_kind(own[k])}' for k in both if k not in fit),
-        skipped=tuple(filter(HEAD.match, spare)),
-        resized=resized,
-        notes=notes + found,
-    )
+    report = Report(**_compare(own, state), resized=resized, notes=notes + found)
     if strict and report.faults:
         raise ValueError(f"the checkpoint does not fit: {'; '.join(report.faults)}")
-    with torch.no_grad():
-        for k in fit:
-            own[k].copy_(state[k])
+    module.load_state_dict({k: state[k] for k in report.loaded}, strict=False)
     return report
 
 # %% ../nbs/70_pretrained.ipynb #655f50b7
@@ -303,30 +315,32 @@ def license(
     return f"{name} is a size of Meta's published I-JEPA weights: if these are they, their license is {terms}"
 
 # %% ../nbs/70_pretrained.ipynb #e50e358e
+def _is_model(value):
+    return isinstance(value, dict) and any(isinstance(v, Tensor) for v in value.values())
+
+
 def _inner(state, which):
     "The tensors of one model: those under the key `which`, or all where there is no outer dictionary."
-    models = [
-        k for k, v in state.items() if isinstance(v, dict) and any(isinstance(t, Tensor) for t in v.values())
-    ]
-    if models and which not in models:
-        best = 'target_encoder' if 'target_encoder' in models else models[0]
-        hint = f'its {best!r}' if which is None else f'which={best!r}'
-        raise ValueError(f"expected the tensors of one model, got {', '.join(models)}: pass {hint}")
+    models = [k for k, v in state.items() if _is_model(v)]
     if models:
+        if which not in models:
+            best = 'target_encoder' if 'target_encoder' in models else models[0]
+            hint = f'its {best!r}' if which is None else f'which={best!r}'
+            raise ValueError(f"expected the tensors of one model, got {', '.join(models)}: pass {hint}")
         state = state[which]
-    flat = {k[len(f'{which}.') :]: v for k, v in state.items() if str(k).startswith(f'{which}.')}
-    if any(k.endswith('pos_embed') for k in flat):
-        state = flat  # a safetensors file has no outer dictionary, only longer names
     if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise ValueError(f"expected tensors under names, got {str(list(state))[:60]}")
-    return state
+
+    prefix = f'{which}.'  # a safetensors file has no outer dictionary, only longer names
+    part = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    return part if any(k.endswith('pos_embed') for k in part) else state
 
 # %% ../nbs/70_pretrained.ipynb #5aa77cd5
 def _from_config(config):
     "Heads, eps and grid from a configuration of transformers."
     if config.get('hidden_act', 'gelu') != 'gelu':
         raise ValueError(f"expected a network with the exact GELU, got hidden_act={config['hidden_act']!r}")
-    known = dict(heads=config.get('num_attention_heads'), eps=config.get('layer_norm_eps'))
+    known = dict(heads=config.get('num_attention_heads'), eps=config.get('layer_norm_eps', 1e-6))
     if 'image_size' in config and 'patch_size' in config:
         sizes, patches = (pair(config[k], k) for k in ('image_size', 'patch_size'))
         known['grid_from'] = (sizes[0] // patches[0], sizes[1] // patches[1])
@@ -342,13 +356,13 @@ def _from_model(model):
     embed = getattr(model, 'patch_embed', None)
     return dict(
         heads=getattr(attention, 'num_heads', getattr(attention, 'heads', None)),
-        eps=getattr(norm, 'eps', None),
+        eps=getattr(norm, 'eps', 1e-6),
         grid_from=getattr(embed, 'grid_size', getattr(embed, 'grid', None)),
     )
 
 
 def _open(source, which):
-    "Tensors of one model in our names, and what is known beside them."
+    "Tensors of one model in our names, and what is known of heads, eps and grid."
     if isinstance(source, nn.Module):
         return translate(_inner(source.state_dict(), None)), _from_model(source)
     if isinstance(source, dict):
@@ -364,12 +378,9 @@ def _open(source, which):
 # %% ../nbs/70_pretrained.ipynb #b1576eb1
 def load_ijepa(
     path_or_state: str | Path | dict | nn.Module,  # file, folder, state dict, model of timm or transformers
-    which: str
-    | None = 'target_encoder',  # key of an outer dictionary: the paper evaluates the target encoder
+    which: str | None = 'target_encoder',  # key of an outer dictionary; the paper evaluates this one
     heads: int | None = None,  # attention heads; by default the model's, config.json's or a published size's
-    img_size: int
-    | tuple[int, int]
-    | None = None,  # pixels of the images to come; the checkpoint's by default
+    img_size: int | tuple[int, int] | None = None,  # pixels of the images to come; the checkpoint's if None
     grid_from: tuple[int, int] | None = None,  # rows and columns of the checkpoint's positions, if known
     eps: int | float | None = None,  # of the layer norms; the model's, config.json's or 1e-6 by default
     antialias: bool = False,  # resize positions as timm does; transformers does not
@@ -377,46 +388,37 @@ def load_ijepa(
 ) -> ViT:  # with `.report`, what fitted and what did not
     "Read an I-JEPA encoder in the layout of Meta, timm or transformers."
     state, known = _open(path_or_state, which)
-    sizes = architecture(state)
-    dim, depth, hidden, patch = (sizes[k] for k in ('dim', 'depth', 'hidden', 'patch_size'))
-    published = partial(published_heads, dim, depth, hidden)
-    heads, of_heads = _decide('heads', heads, known, published, 'of the published size')
-    eps, of_eps = _decide('eps', eps, known, lambda: 1e-6, 'as in training; transformers has 1e-12')
-
+    dim, depth, hidden, patch, channels, _ = architecture(state).values()
+    if heads is None:
+        heads = known.get('heads') or published_heads(dim, depth, hidden)
+    if eps is None:
+        eps = known.get('eps', 1e-6)
     grid_from = pair(grid_from, 'grid_from') if grid_from else known.get('grid_from')
-    grid = grid_of(img_size, patch) if img_size else positions_grid(state['pos_embed'], grid_from)[0]
-    size = (grid[0] * patch, grid[1] * patch)
-    build = partial(ViT, size, patch, dim, depth, heads, hidden / dim, sizes['in_chans'])
-    terms = license(dim, depth, hidden, patch)
-    return _fill(build, state, eps, grid_from, antialias, strict, (of_heads, of_eps), terms)
+    rows, cols = grid_of(img_size, patch) if img_size else positions_grid(state['pos_embed'], grid_from)[0]
+
+    size = (rows * patch, cols * patch)
+    vit = _build(ViT, strict, eps, size, patch, dim, depth, heads, hidden / dim, channels)
+    notes = (f'heads {heads}, eps {eps}', *_announce(license(dim, depth, hidden, patch)))
+    vit.report = match_state(vit, state, grid_from, antialias, strict, notes)
+    return vit
 
 # %% ../nbs/70_pretrained.ipynb #214729a4
-def _decide(name, given, known, default, why):
-    "A number that weights do not hold: given, known from a model or config.json, or by default; and a note."
-    if given is not None:
-        return given, f'{name} {given}, as given'
-    if known.get(name) is not None:
-        return known[name], f'{name} {known[name]}, of the model or its config.json'
-    value = default()
-    return value, f'{name} {value}, {why}'
-
-
-def _fill(build: Callable, state, eps, grid_from, antialias, strict, notes, terms):
-    "Build a module without drawing weights, fill it, set the eps of its norms."
-    if terms:
-        warnings.warn(terms, stacklevel=3)
-        notes += (terms,)
-    if strict:
-        with torch.device('meta'):
-            module = build()
-        module = module.to_empty(device='cpu')
-    else:
-        module = build()  # what is missing keeps its initial value
+def _build(kind, empty, eps, *sizes):
+    "A module whose norms have this eps; empty where all of it will be filled."
+    with torch.device('meta' if empty else 'cpu'):
+        module = kind(*sizes)
     for m in module.modules():
         if isinstance(m, nn.LayerNorm):
             m.eps = eps
-    module.report = match_state(module, state, grid_from, antialias, strict, notes)
-    return module
+    return module.to_empty(device='cpu') if empty else module
+
+
+def _announce(terms):
+    "Warn of a license; what the report says of it."
+    if terms is None:
+        return ()
+    warnings.warn(terms, stacklevel=3)
+    return (terms,)
 
 # %% ../nbs/70_pretrained.ipynb #edf68107
 def from_hf(
@@ -442,23 +444,21 @@ def load_predictor(
     strict: bool = True,  # refuse whatever does not fit
 ) -> Predictor:  # with `.report`, what fitted and what did not
     "Read an I-JEPA predictor in Meta's layout."
-    state, known = _open(path_or_state, which)
-    need = ('predictor_embed.weight', 'predictor_pos_embed', 'predictor_blocks.0.mlp.fc1.weight')
-    lacks = [k for k in need if k not in state]
-    if lacks:
-        raise ValueError(f"expected an I-JEPA predictor, got tensors without {lacks[0]}: {_few(list(state))}")
-    embed, positions, hidden = (state[k] for k in need)
-    width, dim = embed.shape
-    depth, ratio = _count('predictor_blocks', state), len(hidden) / width
-    published = partial(_predictor_heads, dim, width, depth, ratio)
-    heads, of_heads = _decide('heads', heads, known, published, 'of the published size')
-
+    state, _ = _open(path_or_state, which)
+    dim, width, depth, ratio = _predictor_sizes(state)
+    published = PREDICTORS.get((dim, width, depth)) if ratio == 4 else None
+    heads = published if heads is None else heads
+    if heads is None:
+        size = f'width {width} and depth {depth}, no published size'
+        raise ValueError(f"cannot tell the heads of {size}: pass heads= (a divisor of {width})")
     grid_from = pair(grid_from, 'grid_from') if grid_from else None
-    grid = pair(grid, 'grid') if grid else positions_grid(positions, grid_from)[0]
-    build = partial(Predictor, grid, dim, width, depth, heads, ratio, shared_context)
-    released = [size for size in RELEASED if size[0] == dim and (dim, width, depth) in PREDICTORS]
-    terms = license(*released[0]) if released else None
-    return _fill(build, state, eps, grid_from, False, strict, (of_heads,), terms)
+    grid = grid or positions_grid(state['predictor_pos_embed'], grid_from)[0]
+
+    predictor = _build(Predictor, strict, eps, grid, dim, width, depth, heads, ratio, shared_context)
+    released = [size for size in RELEASED if published and size[0] == dim]
+    notes = (f'heads {heads}, eps {eps}', *_announce(license(*released[0]) if released else None))
+    predictor.report = match_state(predictor, state, grid_from, False, strict, notes)
+    return predictor
 
 # %% ../nbs/70_pretrained.ipynb #a851c1b5
 PREDICTORS = {  # dim of the encoder, width, depth: heads
@@ -469,14 +469,12 @@ PREDICTORS = {  # dim of the encoder, width, depth: heads
 }
 
 
-def _predictor_heads(dim, width, depth, ratio):
-    "The heads of a published predictor, or a question."
-    if ratio == 4 and (dim, width, depth) in PREDICTORS:
-        return PREDICTORS[dim, width, depth]
-    size = f'width {width} and depth {depth}'
-    raise ValueError(
-        f"cannot tell the heads of {size}, no published size: pass heads= (a divisor of {width})"
-    )
+def _predictor_sizes(state):
+    "Width of the encoder, width and depth inside, and hidden width of the MLP over the width."
+    need = ('predictor_embed.weight', 'predictor_pos_embed', 'predictor_blocks.0.mlp.fc1.weight')
+    _require(state, need, 'predictor')
+    width, dim = state[need[0]].shape
+    return dim, width, _count('predictor_blocks', state), len(state[need[2]]) / width
 
 # %% ../nbs/70_pretrained.ipynb #95b423d8
 def to_hf(
