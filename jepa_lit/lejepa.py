@@ -137,15 +137,15 @@ class LeJEPA(nn.Module):
         projector: nn.Module | None = None,  # maps (n d) to (n k); by default `projector(d)`, d inferred
         lamb: float = 0.05,  # weight of SIGReg, in [0, 1]; the prediction loss has 1 - lamb
         views: Callable
-        | None = None,  # (inputs, generator) -> views (v b ...), or such a list; by default `MultiCrop()`
+        | None = None,  # (inputs, generator) -> views (v b ...), or a list; `MultiCrop()` by default
         preprocess: Preprocess | None = None,  # size, channels and scale of images; none by default
         slices: int = 1024,  # SIGReg's directions a step
         knots: int = 17,  # SIGReg's quadrature knots
         t_max: float = 3.0,  # end of SIGReg's integral
         seed: int = 0,  # of SIGReg's directions
-        average: float
-        | None = None,  # momentum, in [0, 1], of averaged weights that `embed` uses; none by default
+        average: float | None = None,  # momentum in [0, 1] of averaged weights for `embed`; none by default
         teacher: bool = False,  # whether the averaged weights, with no gradient, make the centers
+        regularizer: nn.Module | None = None,  # (v b k) -> scalar, in place of SIGReg
     ):
         super().__init__()
         if not 0 <= lamb <= 1:
@@ -162,11 +162,11 @@ class LeJEPA(nn.Module):
         _warn_of_a_sphere(projector)
         self.backbone, self.projector, self.preprocess = backbone, projector, preprocess
         self.views = views or MultiCrop()
-        self.sigreg = SIGReg(slices, knots, t_max, seed)
+        self.sigreg = SIGReg(slices, knots, t_max, seed) if regularizer is None else regularizer
         self.average = None if average is None else EMA(nn.ModuleList([backbone, projector]), average)
         self.lamb, self.teacher = lamb, teacher
         self.share = (
-            1.0  # of the prediction, in data parallelism: processes * images here / images everywhere
+            1.0  # of the prediction, on several processes: processes * images here / images everywhere
         )
 
     def prepare(
@@ -194,7 +194,8 @@ class LeJEPA(nn.Module):
                 center = _embeddings(views[:1], *self.average.model).mean(0)
         pred, reg = prediction(z, len(views[0]), center), self.sigreg(z)
         loss = (1 - self.lamb) * self.share * pred + self.lamb * reg
-        return loss, dict(prediction=pred.detach(), sigreg=reg.detach())
+        name = 'sigreg' if isinstance(self.sigreg, SIGReg) else 'regularizer'
+        return loss, {'prediction': pred.detach(), name: reg.detach()}
 
     def loss(
         self,
@@ -227,8 +228,10 @@ class LeJEPA(nn.Module):
             self.average.update(nn.ModuleList([self.backbone, self.projector]), momentum)
 
     @property
-    def healthy(self) -> float:
-        "SIGReg's expectation for Gaussian samples; lower behind a batch norm (see `33_sigreg`)."
+    def healthy(self) -> float | None:
+        "SIGReg's expectation for Gaussian samples, lower behind a batch norm (`33_sigreg`); None without SIGReg."
+        if not isinstance(self.sigreg, SIGReg):
+            return None
         last, k = _last(self.projector), (self.sigreg.knots, self.sigreg.t_max)
         if not isinstance(last, nn.BatchNorm1d):
             return healthy(*k)
