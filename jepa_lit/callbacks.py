@@ -197,7 +197,7 @@ class MetricsLogger(Callback):
             with written('a line of the log', self.on_full):
                 self.write(state.line())
 
-
+# %% ../nbs/52_callbacks.ipynb #5ee40625
 @contextlib.contextmanager
 def written(
     what: str,  # that the block writes
@@ -264,7 +264,7 @@ class Progress(Callback):
         if self.bar is not None:
             self.bar.close()
 
-
+# %% ../nbs/52_callbacks.ipynb #11f1199e
 def describe(
     line: dict,  # of the log
     method: nn.Module | None = None,  # whose healthy SIGReg value to show
@@ -373,7 +373,7 @@ def save_shards(
     digest = state.parallel.save(place, state.method, state.optimizer, dict(step=state.step))
     return dict(shards=place.name, digest=digest)
 
-
+# %% ../nbs/52_callbacks.ipynb #eb6291c8
 def load_shards(
     folder: Path,  # of the checkpoints
     kept: dict,  # the checkpoint's file

@@ -103,7 +103,7 @@ def write_checkpoint(
 class Damaged(ValueError):
     "A file does not hold what was written, or is none of ours."
 
-
+# %% ../nbs/50_checkpoints.ipynb #931d34c7
 def verified(
     path: str | Path,  # a file of `write_checkpoint`
 ) -> int:  # the step in its name

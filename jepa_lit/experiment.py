@@ -313,7 +313,7 @@ def heed_signals(
         for number, handler in old.items():
             signal.signal(number, handler)
 
-
+# %% ../nbs/73_experiment.ipynb #65696d2f
 @contextlib.contextmanager
 def use_threads(
     n: int | None,  # threads on the CPU; None changes nothing

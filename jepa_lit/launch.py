@@ -144,7 +144,7 @@ def count_processes(
         raise ValueError(f"a number of at least 1 or auto expected, got {nproc}")
     return int(nproc)
 
-
+# %% ../nbs/61_launch.ipynb #6023816a
 def resumable(
     command: list[str],  # a program and its words
 ) -> list[str]:  # with --resume auto, for a training without --resume
@@ -154,7 +154,7 @@ def resumable(
         return command
     return [*command, '--resume', 'auto']
 
-
+# %% ../nbs/61_launch.ipynb #5dbd0249
 def find_program(
     command: list[str],  # a script, -m and a module, or a program and its words
 ) -> list[str]:  # the words for torchrun
@@ -186,7 +186,7 @@ def find_route(
     except OSError as e:
         raise ValueError(f"{endpoint} cannot be reached from here ({e.strerror or e})") from None
 
-
+# %% ../nbs/61_launch.ipynb #beb8efea
 def plan_meeting(
     mine: str,  # this machine's address on the way to the endpoint
     there: str,  # the endpoint's

@@ -138,7 +138,7 @@ class Sampler:
     def __repr__(self):
         return f"{type(self).__name__}{self.grid}"
 
-
+# %% ../nbs/12_masks.ipynb #c0f1f727
 def read_grid(
     grid: Size,  # rows and columns of patches
     least: int = 1,  # fewest rows, and fewest columns
@@ -151,7 +151,7 @@ def read_grid(
         )
     return rows, cols
 
-
+# %% ../nbs/12_masks.ipynb #f383f7a9
 def read_interval(
     ends: Sequence[float | int],  # least and greatest value
     name: str,  # what they are, for the message

@@ -197,7 +197,7 @@ def first_cause(
         error = failure[0] if isinstance(failure, tuple) else failure
     return f"{type(error).__name__}: {(str(error).splitlines() or ['?'])[0]}"[:200]
 
-
+# %% ../nbs/60_parallel.ipynb #9eeb0d30
 def folder_digest(
     path: str | Path,  # a sharded checkpoint, written by `ParallelContext.save`
 ) -> str:  # 32 hexadecimal digits

@@ -359,7 +359,7 @@ def digest(
     del tables['data']['root']
     return json_digest(tables)
 
-
+# %% ../nbs/53_recipes.ipynb #8385e58a
 def json_digest(
     content: Any,  # of dictionaries, lists, tuples, texts and numbers
 ) -> str:  # 32 hexadecimal digits
@@ -422,7 +422,7 @@ def read_toml(
     except (ValueError, tomlkit.exceptions.TOMLKitError) as e:
         raise ValueError(f"{path} is not TOML: {e}") from None
 
-
+# %% ../nbs/53_recipes.ipynb #53abbd97
 def from_toml(
     path: str | Path,  # the file
     **changes: Any,  # as for `recipe`

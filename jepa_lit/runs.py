@@ -47,7 +47,7 @@ class Options:
     probe_every: Natural = 0  # steps between online probes; 0 for none
     tensorboard: bool = False  # write TensorBoard's files too
 
-
+# %% ../nbs/54_runs.ipynb #c1b84d63
 def read_options(
     path: str | Path | None = None,  # a TOML file, whose table `[options]` is read
     **changes: Any,  # fields to change; words are read
@@ -382,7 +382,7 @@ def machine(
         wall_seconds=round(time.time() - began, 1),
     )
 
-
+# %% ../nbs/54_runs.ipynb #00b1e19a
 def record(
     recipe: Recipe,  # of the run, whose seeds are recorded
     began: float,  # time.time() at its start
