@@ -223,7 +223,7 @@ class TensorBoard(Callback):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            raise ValueError("TensorBoard needs its package: pip install tensorboard") from None
+            raise ValueError("TensorBoard needs its package: pip install 'jepa_lit[watch]'") from None
         self.open = SummaryWriter
         self.folder = str(folder)
         self.board = None
