@@ -20,7 +20,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm.auto import tqdm
 from .data import Images, ImageSet, Splits, generator, one_of, pick, split
-from .datasets import LOADERS, cache_folder, shorten
+from .data import shorten
+from .datasets import LOADERS
+from .files import cache_folder
 from .files import Files, batches, read_image
 
 # %% ../nbs/62_shards.ipynb #687da98f

@@ -4,7 +4,7 @@ import gzip, os, pickle, time
 from pathlib import Path
 import jaxtyping, numpy as np, pytest, torch, torchvision
 from PIL import Image
-from jepa_lit import datasets, files
+from jepa_lit import files
 from jepa_lit.data import Images, Splits, split
 from jepa_lit.datasets import LOADERS, SETS, DataConfig, channel_statistics, load, read_idx
 from jepa_lit.files import Files, batches, find_images
@@ -558,7 +558,7 @@ def test_full_disk(tmp_path, alone, monkeypatch):
         Path(a[1]).write_bytes(b'half')
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr(datasets, 'save_file', full)
+    monkeypatch.setattr(files, 'save_file', full)
     s = load('folder', tree(tmp_path, '1.png', '2.png'), size=16)
     assert any('No space left' in n for n in s.notes) and not list((alone / 'cache').iterdir())
 
