@@ -222,8 +222,11 @@ def _cache_file(files: Files) -> Path:
     return cache_folder() / f'{digest}.safetensors'
 
 # %% ../nbs/02_files.ipynb #cafe0003
-def _checksum(pixels: Tensor) -> str:
-    return str(zlib.crc32(memoryview(pixels.numpy()).cast('B')))
+def _checksum(*tensors: Tensor) -> str:
+    total = 0
+    for x in tensors:
+        total = zlib.crc32(memoryview(x.numpy()).cast('B'), total)
+    return str(total)
 
 
 def _from_cache(path: Path) -> tuple[Tensor, Tensor] | None:
@@ -235,7 +238,7 @@ def _from_cache(path: Path) -> tuple[Tensor, Tensor] | None:
             written = file.metadata()['crc32']
     except (OSError, SafetensorError):
         return None
-    return (pixels, kept) if written == _checksum(pixels) else None
+    return (pixels, kept) if written == _checksum(pixels, kept) else None
 
 
 def _to_cache(path: Path, pixels: Tensor, kept: Tensor) -> str:
@@ -244,7 +247,7 @@ def _to_cache(path: Path, pixels: Tensor, kept: Tensor) -> str:
     part = path.with_suffix(f'.{os.getpid()}.part')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(dict(pixels=pixels, kept=kept), part, {'crc32': _checksum(pixels)})
+        save_file(dict(pixels=pixels, kept=kept), part, {'crc32': _checksum(pixels, kept)})
         os.replace(part, path)
     except (OSError, SafetensorError) as e:
         return f'cache: {path.parent} cannot be written ({e}), decoded in memory'
