@@ -50,15 +50,16 @@ def key_map(
     "Hugging Face's names for the tensors of a `ViT`."
     if version not in LAYERS:
         raise ValueError(f"expected the names of transformers 4 or 5, got version={version!r}")
+    layers = {'patch_embed.proj': ['embeddings.patch_embeddings.projection'], 'norm': ['layernorm']}
+    for i in range(depth):
+        for ours, theirs in HF_NAMES.items():
+            parts = theirs[version - 4].split()
+            layers[f'blocks.{i}.{ours}'] = [f'{LAYERS[version]}.{i}.{name}' for name in parts]
+
     names = {'pos_embed': ('embeddings.position_embeddings',)}
-    for part in ('weight', 'bias'):
-        names[f'patch_embed.proj.{part}'] = (f'embeddings.patch_embeddings.projection.{part}',)
-        names[f'norm.{part}'] = (f'layernorm.{part}',)
-        for i in range(depth):
-            block = f'{LAYERS[version]}.{i}'
-            for ours, theirs in HF_NAMES.items():
-                parts = theirs[version - 4].split()
-                names[f'blocks.{i}.{ours}.{part}'] = tuple(f'{block}.{name}.{part}' for name in parts)
+    for ours, theirs in layers.items():
+        for part in ('weight', 'bias'):
+            names[f'{ours}.{part}'] = tuple(f'{name}.{part}' for name in theirs)
     return names
 
 # %% ../nbs/70_pretrained.ipynb #4c6985ec
@@ -90,8 +91,10 @@ def _folder(path):
             return read_weights(path / name)
         index = path / f'{name}.index.json'
         if index.is_file():
-            files = sorted(set(json.loads(index.read_text())['weight_map'].values()))
-            return {k: v for file in files for k, v in read_weights(path / Path(file).name).items()}
+            state = {}
+            for file in set(json.loads(index.read_text())['weight_map'].values()):
+                state |= read_weights(path / Path(file).name)
+            return state
     raise FileNotFoundError(f"expected model.safetensors or pytorch_model.bin in {path}, found neither")
 
 
@@ -115,11 +118,7 @@ def read_weights(
                 state = torch.load(path, 'cpu', weights_only=True, mmap=head[:2] == b'PK')
     except Exception as e:  # broken or hostile bytes may raise anything
         call = re.search(r'GLOBAL (\S+)', str(e))
-        got = (
-            f"a pickle that would call {call[1]}"
-            if call
-            else f"{type(e).__name__}: another kind, or cut short"
-        )
+        got = f"a pickle that would call {call[1]}" if call else f"another kind, or cut short ({e!r:.60})"
         raise ValueError(f"cannot read {path}: expected tensors alone, got {got}") from None
     if not isinstance(state, dict):
         raise ValueError(f"expected a dictionary of tensors in {path}, got {type(state).__name__}")
@@ -251,17 +250,17 @@ def _kind(tensor):
 
 def _compare(own, state):
     "The fields of a report: what fits and what does not."
-    shared = [k for k in own if k in state]
-    spare = [k for k in state if k not in own]
-    loaded = [k for k in shared if _kind(state[k]) == _kind(own[k])]
-    fields = dict(
-        loaded=loaded,
-        missing=[k for k in own if k not in state],
-        unexpected=[k for k in spare if not HEAD.match(k)],
-        mismatched=[f'{k} {_kind(state[k])} for {_kind(own[k])}' for k in shared if k not in loaded],
-        skipped=[k for k in spare if HEAD.match(k)],
-    )
-    return {name: tuple(found) for name, found in fields.items()}
+    found = dict(loaded=(), missing=(), unexpected=(), mismatched=(), skipped=())
+    for name in {**own, **state}:
+        if name not in state:
+            found['missing'] += (name,)
+        elif name not in own:
+            found['skipped' if HEAD.match(name) else 'unexpected'] += (name,)
+        elif _kind(state[name]) == _kind(own[name]):
+            found['loaded'] += (name,)
+        else:
+            found['mismatched'] += (f'{name} {_kind(state[name])} for {_kind(own[name])}',)
+    return found
 
 # %% ../nbs/70_pretrained.ipynb #90fbb2bf
 def _place_positions(state, own, grid, grid_from, antialias):
@@ -342,38 +341,44 @@ def _from_config(config):
         raise ValueError(f"expected a network with the exact GELU, got hidden_act={config['hidden_act']!r}")
     known = dict(heads=config.get('num_attention_heads'), eps=config.get('layer_norm_eps', 1e-6))
     if 'image_size' in config and 'patch_size' in config:
-        sizes, patches = (pair(config[k], k) for k in ('image_size', 'patch_size'))
+        sizes, patches = pair(config['image_size']), pair(config['patch_size'])
         known['grid_from'] = (sizes[0] // patches[0], sizes[1] // patches[1])
     return known
 
 
 def _from_model(model):
     "Heads, eps and grid from a model of transformers, of timm or of ours."
-    if hasattr(getattr(model, 'config', None), 'to_dict'):
-        return _from_config(model.config.to_dict())
-    attention = next((m for m in model.modules() if hasattr(m, 'qkv')), None)
-    norm = next((m for m in model.modules() if isinstance(m, nn.LayerNorm)), None)
-    embed = getattr(model, 'patch_embed', None)
-    return dict(
-        heads=getattr(attention, 'num_heads', getattr(attention, 'heads', None)),
-        eps=getattr(norm, 'eps', 1e-6),
-        grid_from=getattr(embed, 'grid_size', getattr(embed, 'grid', None)),
-    )
+    config = getattr(model, 'config', None)
+    if hasattr(config, 'to_dict'):
+        return _from_config(config.to_dict())
+    known = {}
+    for m in model.modules():
+        if hasattr(m, 'qkv'):
+            known['heads'] = getattr(m, 'num_heads', getattr(m, 'heads', None))  # timm's name, ours
+        if isinstance(m, nn.LayerNorm):
+            known['eps'] = m.eps
+        if hasattr(m, 'grid_size'):
+            known['grid_from'] = m.grid_size  # timm's
+    return {'grid_from': getattr(model, 'grid', None), **known}
 
 
 def _open(source, which):
     "Tensors of one model in our names, and what is known of heads, eps and grid."
+    known = {}
     if isinstance(source, nn.Module):
-        return translate(_inner(source.state_dict(), None)), _from_model(source)
-    if isinstance(source, dict):
-        return translate(_inner(source, which)), {}
-    if not isinstance(source, (str, Path)):
+        state, which, known = source.state_dict(), None, _from_model(source)
+    elif isinstance(source, dict):
+        state = source
+    elif isinstance(source, (str, Path)):
+        path = Path(source)
+        state = read_weights(path)
+        config = (path if path.is_dir() else path.parent) / 'config.json'
+        of_hf = path.is_dir() or path.name in ('model.safetensors', 'pytorch_model.bin')
+        if of_hf and config.is_file():
+            known = _from_config(json.loads(config.read_text()))
+    else:
         raise TypeError(f"expected a path, a state dict or a model, got {type(source).__name__}")
-    path = Path(source)
-    state = translate(_inner(read_weights(path), which))
-    config = (path if path.is_dir() else path.parent) / 'config.json'
-    of_hf = path.is_dir() or path.name in ('model.safetensors', 'pytorch_model.bin')
-    return state, _from_config(json.loads(config.read_text())) if of_hf and config.is_file() else {}
+    return translate(_inner(state, which)), known
 
 # %% ../nbs/70_pretrained.ipynb #b1576eb1
 def load_ijepa(
@@ -389,15 +394,16 @@ def load_ijepa(
     "Read an I-JEPA encoder in the layout of Meta, timm or transformers."
     state, known = _open(path_or_state, which)
     dim, depth, hidden, patch, channels, _ = architecture(state).values()
+    grid_from = pair(grid_from, 'grid_from') if grid_from else known.get('grid_from')
+    if img_size is None:
+        rows, cols = positions_grid(state['pos_embed'], grid_from)[0]
+        img_size = (rows * patch, cols * patch)
     if heads is None:
         heads = known.get('heads') or published_heads(dim, depth, hidden)
     if eps is None:
         eps = known.get('eps', 1e-6)
-    grid_from = pair(grid_from, 'grid_from') if grid_from else known.get('grid_from')
-    rows, cols = grid_of(img_size, patch) if img_size else positions_grid(state['pos_embed'], grid_from)[0]
 
-    size = (rows * patch, cols * patch)
-    vit = _build(ViT, strict, eps, size, patch, dim, depth, heads, hidden / dim, channels)
+    vit = _build(ViT, strict, eps, img_size, patch, dim, depth, heads, hidden / dim, channels)
     notes = (f'heads {heads}, eps {eps}', *_announce(license(dim, depth, hidden, patch)))
     vit.report = match_state(vit, state, grid_from, antialias, strict, notes)
     return vit
@@ -509,13 +515,12 @@ def to_meta(
     encoder: ViT,  # the context encoder
     predictor: Predictor | None = None,  # its predictor, if there is one
     target_encoder: ViT | None = None,  # the moving average; the encoder itself by default
-    prefix: str = 'module.',  # before every name, as DDP leaves it
 ) -> dict[str, dict[str, Tensor]]:  # encoder, predictor and target_encoder
-    "The outer dictionary of Meta's checkpoints, models alone."
-    out = dict(encoder=to_timm(encoder), target_encoder=to_timm(target_encoder or encoder))
+    "The outer dictionary of Meta's checkpoints, models alone; names begin with `module.`, as DDP leaves them."
+    models = dict(encoder=to_timm(encoder), target_encoder=to_timm(target_encoder or encoder))
     if predictor is not None:
-        out['predictor'] = _copied(predictor, Predictor)
-    return {which: {prefix + k: v for k, v in state.items()} for which, state in out.items()}
+        models['predictor'] = _copied(predictor, Predictor)
+    return {key: {f'module.{k}': v for k, v in state.items()} for key, state in models.items()}
 
 # %% ../nbs/70_pretrained.ipynb #42fc9966
 def hf_config(
