@@ -76,6 +76,13 @@ def _center_and_scale(z, eps, reduce):
     dev = (square / n + eps).sqrt()
     return z / dev.detach().unsqueeze(-2), (mean**2 + (1 - dev) ** 2).mean()
 
+
+def _rule(step, knots, like):
+    "Knots after 0, the Gaussian's characteristic function there, and the trapezoid rule's weights: half at the end"
+    t = (step * torch.arange(1, knots, dtype=like.dtype, device=like.device)).view(-1, *[1] * (like.ndim - 2))
+    gauss = torch.exp(-(t**2) / 2)
+    return t, gauss, step * gauss * (1 + (t < (knots - 1.5) * step))
+
 # %% ../nbs/33_sigreg.ipynb #2fd462f2
 def sigreg(
     z: Float[Tensor, "*v n d"],  # embeddings (n d), or (v n d) for v views
@@ -85,9 +92,7 @@ def sigreg(
     reduce: Reduce | None = None,  # sums a tensor over processes, differentiably; None for one process
     times_n: bool = True,  # multiply by the number of samples, as published
     debiased: bool = False,  # without bias: 0 for Gaussian samples instead of `healthy`
-    eps: int
-    | float
-    | None = None,  # center and scale first, with this added to the variances; charge for both
+    eps: float | None = None,  # center and scale first, with this added to the variances; charge for both
     check: bool | None = None,  # look at values too, not only at shapes; by default on the CPU alone
 ) -> Float[Tensor, ""]:  # the statistic, averaged over slices and views
     "Mean Epps-Pulley statistic of `z` along `directions` (Balestriero and LeCun 2025, Definition 2)."
@@ -106,9 +111,7 @@ def sigreg(
         if reduce is not None and _look(z, check) and n < 2:
             raise ValueError(f"SIGReg needs at least 2 samples over all processes, got {int(n)}")
 
-        t = (step * torch.arange(1, knots, dtype=dtype, device=z.device)).view(-1, *[1] * (sums.ndim - 2))
-        gauss = torch.exp(-(t**2) / 2)
-        w = step * gauss * (1 + (t < (knots - 1.5) * step))  # the trapezoid rule: half at the end
+        t, gauss, w = _rule(step, knots, sums)
         cos, sin = sums / n
         gap = (cos - gauss) ** 2 + sin**2
         if debiased:
