@@ -17,7 +17,7 @@ from .convolution import Conv2d
 from .data import documented, one_of
 from .encoder import SIZES, ViT
 from .patches import grid_of, resize_positions
-from .views import Positive
+from .colors import Positive
 
 # %% ../nbs/36_backbones.ipynb #63b3f0c7
 class Residual(nn.Module):

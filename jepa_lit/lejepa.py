@@ -20,7 +20,8 @@ from .ema import EMA
 from .normality import healthy
 from .preprocess import Preprocess, at_least_float32, to_unit_range
 from .sigreg import SIGReg
-from .views import MultiCrop, Positive, Share
+from .colors import Positive, Share
+from .views import MultiCrop
 
 # %% ../nbs/37_lejepa.ipynb #f6ece465
 def prediction(
