@@ -232,11 +232,8 @@ def shorten(
     return between.join(names[:most]) + (f'{between}...' if len(names) > most else '')
 
 # %% ../nbs/01_data.ipynb #6a5cbf5f
-def read_parameters(
-    source: Callable,  # a function, a class with its own `__init__`, or a dataclass
-) -> list[tuple[str, str, str, str]]:  # name, type, default and comment, each as text
-    "What a function or a class takes; the comments are read from the source, one parameter a line"
-    written = source.__init__ if inspect.isclass(source) and not is_dataclass(source) else source
+def _comments(written):
+    "Comment of each parameter, by name, from the source of a function or a dataclass"
     comments, name = {}, None
     for line in inspect.getsource(written).splitlines():
         code, _, comment = line.partition('  # ')
@@ -246,6 +243,20 @@ def read_parameters(
             name = begins[1]
         if comment:
             comments[name] = comment
+    return comments
+
+
+def read_parameters(
+    source: Callable,  # a function, a class with its own `__init__`, or a dataclass
+) -> list[tuple[str, str, str, str]]:  # name, type, default and comment, each as text
+    "What a function or a class takes; the comments are read from the source, one parameter a line"
+    if is_dataclass(source):
+        comments = {}
+        for base in reversed(source.__mro__):
+            comments |= _comments(base) if is_dataclass(base) else {}
+    else:
+        comments = _comments(source.__init__ if inspect.isclass(source) else source)
+
     rows = []
     for p in inspect.signature(source).parameters.values():
         kind = '' if p.annotation is p.empty else inspect.formatannotation(p.annotation)

@@ -145,6 +145,14 @@ def test_parameters_are_read():
         ('steps', 'int', '10', 'of the optimizer'),
     ]
 
+    @dataclass
+    class More(Settings):
+        "Some more"
+
+        clip: float = 1.0  # norm of the gradient
+
+    assert [row[3] for row in read_parameters(More)] == ['peak', 'of the optimizer', 'norm of the gradient']
+
 
 def test_help_shows_parameters():
     class Finer(Sampler):
