@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['schedule', 'Schedule', 'NonFiniteGuard', 'HealthWatch', 'OnlineProbe', 'Average', 'shown_weights', 'MetricsLogger',
-           'written', 'TensorBoard', 'Progress', 'describe', 'Checkpoint', 'save_shards', 'load_shards', 'Signals',
+           'written', 'TensorBoard', 'Progress', 'describe', 'Checkpoint', 'save_sharded', 'load_sharded', 'Signals',
            'TimeLimit', 'Compile']
 
 # %% ../nbs/52_callbacks.ipynb #65dd940e
@@ -315,7 +315,7 @@ class Checkpoint(Callback):
                 f"{self.checkpoints!r} was saved {how} with settings {kept.get('identity')}: those differ"
             )
         if sharded:
-            load_shards(self.checkpoints.folder, kept, state)
+            load_sharded(self.checkpoints.folder, kept, state)
 
     def before_step(self, state: TrainState) -> None:
         self._judge(state)
@@ -355,7 +355,7 @@ class Checkpoint(Callback):
             self.best = (state.step, score)
         self.scores = []
         with written('a checkpoint', self.on_full):
-            shards = save_shards(self.checkpoints.folder, state) if state.parallel.sharded else {}
+            shards = save_sharded(self.checkpoints.folder, state) if state.parallel.sharded else {}
             if not state.parallel.rank:
                 kept = dict(state.state_dict(), best=self.best, identity=self.identity, **shards)
                 self.checkpoints.save(kept, self.best[0])
@@ -363,7 +363,7 @@ class Checkpoint(Callback):
                 self.checkpoints.wait()
 
 # %% ../nbs/52_callbacks.ipynb #e504ed8d
-def save_shards(
+def save_sharded(
     folder: Path,  # of the checkpoints
     state: TrainState,  # of sharded training
 ) -> dict:  # their folder's name and digest, for the checkpoint's file
@@ -374,7 +374,7 @@ def save_shards(
     return dict(shards=place.name, digest=digest)
 
 # %% ../nbs/52_callbacks.ipynb #eb6291c8
-def load_shards(
+def load_sharded(
     folder: Path,  # of the checkpoints
     kept: dict,  # the checkpoint's file
     state: TrainState,  # whose weights and moments to load
