@@ -32,6 +32,7 @@ from . import recipes as recipes
 from . import runs as runs
 from . import parallel as parallel
 from . import launch as launch
+from . import archives as archives
 from . import shards as shards
 from . import cost as cost
 from . import pretrained as pretrained
@@ -136,7 +137,6 @@ from .callbacks import OnlineProbe as OnlineProbe
 from .callbacks import Average as Average
 from .callbacks import TimeLimit as TimeLimit
 from .callbacks import Signals as Signals
-from .callbacks import load_shards as load_shards
 from .callbacks import Compile as Compile
 from .recipes import recipe as recipe
 from .recipes import LeJEPARecipe as LeJEPARecipe
@@ -155,8 +155,9 @@ from .runs import machine as machine
 from .parallel import ParallelContext as ParallelContext
 from .parallel import convert_batchnorm as convert_batchnorm
 from .launch import sbatch as sbatch
+from .archives import write_shards as write_shards
 from .shards import Shards as Shards
-from .shards import write_shards as write_shards
+from .shards import load_shards as load_shards
 from .cost import estimate as estimate
 from .pretrained import load_ijepa as load_ijepa
 from .pretrained import load_predictor as load_predictor

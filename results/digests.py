@@ -31,9 +31,9 @@ RUNS = {
 }
 SHARDS = """
 from jepa_lit.{load} import load
-from jepa_lit.shards import write_shards
+from jepa_lit.{archives} import write_shards
 data = load('digits').train.select(range(200))
-write_shards(data, 'SHARDS', 60) if {old} else write_shards(data, 'SHARDS', 60)
+write_shards(data, 'SHARDS', 60)
 """
 
 
@@ -70,10 +70,10 @@ if __name__ == '__main__':
         try:
             import jepa_lit.datasets
 
-            load = 'datasets'
+            load, archives = 'datasets', 'archives'
         except ImportError:
-            load = 'data'
-        Path(place, 'shards.py').write_text(SHARDS.format(load=load, old=load == 'data'))
+            load, archives = 'data', 'shards'
+        Path(place, 'shards.py').write_text(SHARDS.format(load=load, archives=archives))
         run(f'{sys.executable} shards.py', place)
         for name, command in RUNS.items():
             if command is None:
