@@ -22,23 +22,32 @@ ALPHAS = tuple(i / 20 for i in range(21))  # exponents to look at: 0, 0.05, ...,
 
 def _numbers(name, given):
     "Finite numbers as a float64 array."
-    x = np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given)
+    if isinstance(given, Tensor):
+        given = given.detach().cpu()
+    x = np.asarray(given)
+    shown = str(given)[:60]
     if x.dtype.kind not in 'iuf':
-        raise TypeError(f'{name}: numbers expected, got {str(given)[:60]}')
+        raise TypeError(f'{name}: numbers expected, got {shown}')
     if not x.size or not np.isfinite(x).all():
-        raise ValueError(f'{name}: finite numbers expected, got {str(given)[:60]}')
+        raise ValueError(f'{name}: finite numbers expected, got {shown}')
     return x.astype(float)
 
 
 def _runs(loss, lamb, accuracy, alpha, least=3):
     "The columns of a grid of runs (n), and the exponents."
-    loss, lamb, accuracy = _numbers('loss', loss), _numbers('lamb', lamb), _numbers('accuracy', accuracy)
+    loss = _numbers('loss', loss)
+    lamb = _numbers('lamb', lamb)
+    accuracy = _numbers('accuracy', accuracy)
     alpha = _numbers('alpha', alpha)
-    if loss.ndim != 1 or len(loss) < least or not loss.shape == lamb.shape == accuracy.shape:
-        shapes = f'{loss.shape}, {lamb.shape} and {accuracy.shape}'
-        raise ValueError(f'one number a run, of at least {least} runs, expected, got shapes {shapes}')
-    if lamb.min() < 0 or lamb.max() > 1 or (alpha.any() and not lamb.all()):
-        span = f'{lamb.min():g} to {lamb.max():g}'
+    shapes = loss.shape, lamb.shape, accuracy.shape
+    if loss.ndim != 1 or len(loss) < least or len(set(shapes)) > 1:
+        got = '{}, {} and {}'.format(*shapes)
+        raise ValueError(f'one number a run, of at least {least} runs, expected, got shapes {got}')
+
+    low = lamb.min()
+    high = lamb.max()
+    if low < 0 or high > 1 or (low == 0 and alpha.any()):
+        span = f'{low:g} to {high:g}'
         raise ValueError(f'lamb: weights in [0, 1] expected, above 0 where alpha is not 0, got {span}')
     if np.ptp(loss) == 0 or np.ptp(accuracy) == 0:
         raise ValueError('loss and accuracy: at least two different values of each expected')
@@ -49,11 +58,14 @@ def _spearman(x, y):
     "Correlation of the ranks along the last axis; NaN where one side is constant."
     from scipy.stats import rankdata
 
-    x, y = rankdata(x, axis=-1), rankdata(y, axis=-1)
+    x = rankdata(x, axis=-1)
+    y = rankdata(y, axis=-1)
     x = x - x.mean(-1, keepdims=True)
     y = y - y.mean(-1, keepdims=True)
+    covariance = (x * y).sum(-1)
+    variances = (x * x).sum(-1) * (y * y).sum(-1)
     with np.errstate(invalid='ignore'):
-        return (x * y).sum(-1) / np.sqrt((x * x).sum(-1) * (y * y).sum(-1))
+        return covariance / np.sqrt(variances)
 
 # %% ../nbs/24_selection.ipynb #63d8f0dd
 def selector(
@@ -64,7 +76,8 @@ def selector(
 ) -> float | np.ndarray:  # in [-1, 1], of alpha's shape; NaN where loss/lamb**alpha is the same for all
     "Spearman correlation of -loss/lamb**alpha with accuracy: 1 where the lower loss is the better run."
     loss, lamb, accuracy, alpha = _runs(loss, lamb, accuracy, alpha)
-    found = _spearman(-loss / lamb ** alpha[..., None], accuracy)
+    score = -loss / lamb ** alpha[..., None]
+    found = _spearman(score, accuracy)
     return found if alpha.ndim else float(found)
 
 # %% ../nbs/24_selection.ipynb #8c34b706
@@ -81,11 +94,17 @@ def selector_band(
     if resamples < 2 or not 0 < level < 1:
         raise ValueError(f'resamples >= 2 and level in (0, 1) expected, got {resamples} and {level}')
     loss, lamb, accuracy, alpha = _runs(loss, lamb, accuracy, alpha)
-    pick = torch.randint(len(loss), (resamples, len(loss)), generator=generator('selector', seed)).numpy()
-    found = np.stack([_spearman(-(loss / lamb**a)[pick], accuracy[pick]) for a in alpha.flat])
+    n = len(loss)
+    drawn = torch.randint(n, (resamples, n), generator=generator('selector', seed)).numpy()
+    found = []
+    for a in alpha.flat:
+        score = -loss / lamb**a
+        found.append(_spearman(score[drawn], accuracy[drawn]))
+
+    ends = [(1 - level) / 2, (1 + level) / 2]
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', RuntimeWarning)  # all NaN, where loss/lamb**alpha is the same for all
-        low, high = np.nanquantile(found, [(1 - level) / 2, (1 + level) / 2], axis=-1)
+        low, high = np.nanquantile(found, ends, axis=-1)
     return low.reshape(alpha.shape), high.reshape(alpha.shape)
 
 # %% ../nbs/24_selection.ipynb #e8603cb1
@@ -96,20 +115,21 @@ def selector_held_out(
     alpha: Numbers = ALPHAS,  # exponents to choose from
     splits: int = 200,  # random cuts into halves
     seed: int = 0,  # of the cuts
-) -> dict[
-    str, np.ndarray
-]:  # a value a cut: alpha; its correlation inside and outside; plain, alpha 0 outside
+) -> dict[str, np.ndarray]:  # a value a cut: alpha; correlation inside and outside; plain, alpha 0 outside
     "Choose alpha on one half of the runs, judge it on the other half."
     if splits < 1:
         raise ValueError(f'splits: at least 1 expected, got {splits}')
     loss, lamb, accuracy, alpha = _runs(loss, lamb, accuracy, alpha, least=6)
     rng = generator('selector halves', seed)
+    scores = -loss / lamb ** alpha[:, None]  # a row an exponent
     rows = []
     for _ in range(splits):
-        first, other = np.array_split(torch.randperm(len(loss), generator=rng).numpy(), 2)
-        inside = _spearman(-loss[first] / lamb[first] ** alpha[:, None], accuracy[first])
+        order = torch.randperm(len(loss), generator=rng).numpy()
+        first, other = np.array_split(order, 2)
+        inside = _spearman(scores[:, first], accuracy[first])
         best = np.nan_to_num(inside, nan=-2).argmax()
-        outside = _spearman(-loss[other] / lamb[other] ** alpha[best], accuracy[other])
+        outside = _spearman(scores[best, other], accuracy[other])
         plain = _spearman(-loss[other], accuracy[other])
         rows.append((alpha[best], inside[best], outside, plain))
-    return dict(zip(('alpha', 'inside', 'outside', 'plain'), np.array(rows).T))
+    names = ('alpha', 'inside', 'outside', 'plain')
+    return dict(zip(names, np.array(rows).T))
