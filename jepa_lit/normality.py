@@ -29,7 +29,8 @@ def quadrature(
     if not 0 < t_max < math.inf:
         raise ValueError(f't_max must be positive and finite, got {t_max!r}')
     t = torch.linspace(0, t_max, knots, dtype=torch.float64)
-    w = 2 * t_max / (knots - 1) * torch.exp(-(t**2) / 2)
+    twice = 2 * t_max / (knots - 1)  # the other half of the line is the same
+    w = twice * torch.exp(-(t**2) / 2)
     w[[0, -1]] /= 2
     return t.to(device, dtype), w.to(device, dtype)
 
@@ -41,9 +42,12 @@ Statistics = Float[Tensor, "*v s"] | Float[Tensor, ""]  # one number a column
 def _checked(x, least=2):
     "A sample that can be tested, in float32 or float64."
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise TypeError(f'x must be a floating-point tensor, got {getattr(x, "dtype", type(x).__name__)}')
-    if x.ndim not in (1, 2, 3) or x.shape[max(x.ndim - 2, 0)] < least:
-        raise ValueError(f'x must be (n), (n s) or (v n s) with n of {least} or more, got {tuple(x.shape)}')
+        kind = getattr(x, 'dtype', type(x).__name__)
+        raise TypeError(f'x must be a floating-point tensor, got {kind}')
+    shape = tuple(x.shape)
+    n = shape[-2:][0] if x.ndim in (1, 2, 3) else 0
+    if n < least:
+        raise ValueError(f'x must be (n), (n s) or (v n s) with n of {least} or more, got {shape}')
     if x.device.type == 'cpu' and not x.isfinite().all():  # elsewhere the question would wait for the device
         raise ValueError('x must be finite, got NaN or infinity')
     return at_least_float32(x)
@@ -52,7 +56,9 @@ def _checked(x, least=2):
 def _columns(x, least=2):
     "The samples on the first axis, (n ...), so that one line serves all three shapes."
     x = _checked(x, least)
-    return x.movedim(1, 0) if x.ndim == 3 else x
+    if x.ndim == 3:
+        x = x.movedim(1, 0)
+    return x
 
 # %% ../nbs/31_normality.ipynb #ad30b05d
 def epps_pulley(
@@ -62,11 +68,13 @@ def epps_pulley(
 ) -> Statistics:  # one statistic a column, multiplied by n
     "Epps-Pulley statistic of each column against the standard normal law, by quadrature."
     x = _columns(x)
+    knots, weights = quadrature(knots, t_max, x.dtype, x.device)
     total = 0.0
-    for t, w in zip(*quadrature(knots, t_max, x.dtype, x.device)):
+    for t, w in zip(knots, weights):
+        normal = torch.exp(-(t**2) / 2)
         re = (t * x).cos().mean(0)
         im = (t * x).sin().mean(0)
-        total = total + w * ((re - torch.exp(-(t**2) / 2)) ** 2 + im**2)
+        total = total + w * ((re - normal) ** 2 + im**2)
     return len(x) * total
 
 # %% ../nbs/31_normality.ipynb #74538a06
@@ -75,10 +83,12 @@ def epps_pulley_exact(
 ) -> Statistics:  # one statistic a column, multiplied by n
     "Epps-Pulley statistic with the integral over the whole line in closed form, in O(n²) time."
     x = _columns(x)
-    pairs = torch.stack([torch.exp(-((x - one) ** 2) / 2).mean(0) for one in x]).mean(0)
+    rows = [torch.exp(-((x - one) ** 2) / 2).mean(0) for one in x]
+    pairs = torch.stack(rows).mean(0)
     singles = torch.exp(-(x**2) / 4).mean(0)
-    constant = math.sqrt(2 * math.pi / 3)
-    return len(x) * (math.sqrt(2 * math.pi) * pairs - 2 * math.sqrt(math.pi) * singles + constant)
+    # the integrals of e^{-t²/2}, of e^{-t²} and of e^{-3t²/2}
+    c1, c2, c3 = (math.sqrt(2 * math.pi / k) for k in (1, 2, 3))
+    return len(x) * (c1 * pairs - 2 * c2 * singles + c3)
 
 # %% ../nbs/31_normality.ipynb #95b27e79
 def healthy(
@@ -94,7 +104,8 @@ def healthy(
         kept += t**2
     if standardized:
         kept += t**4 / 2
-    return (w * (1 - torch.exp(-(t**2)) * kept)).sum().item()
+    variance = 1 - torch.exp(-(t**2)) * kept
+    return (w * variance).sum().item()
 
 # %% ../nbs/31_normality.ipynb #e760234f
 def _standard(x, correction=0):
@@ -102,14 +113,18 @@ def _standard(x, correction=0):
     if x.device.type == 'cpu' and (x == x[0]).all(0).any():
         raise ValueError('x needs two different values in each column, got a constant column')
     x = x / x.abs().amax(0)  # the squares of large and small numbers would leave their range
-    return (x - x.mean(0)) / x.std(0, correction=correction)
+    centered = x - x.mean(0)
+    return centered / x.std(0, correction=correction)
 
 
 def _ordered(x, standardize):
     "Sorted columns z (n ...), and the middles p = (i - 1/2)/n of the ranks, shaped to match."
     x = _columns(x)
-    z = (_standard(x, 1) if standardize else x).sort(0).values
-    p = (torch.arange(len(z), dtype=z.dtype, device=z.device) + 0.5) / len(z)
+    if standardize:
+        x = _standard(x, 1)
+    n = len(x)
+    z = x.sort(0).values
+    p = (torch.arange(n, dtype=z.dtype, device=z.device) + 0.5) / n
     return z, p.view(-1, *[1] * (z.ndim - 1))
 
 # %% ../nbs/31_normality.ipynb #0fbb5068
@@ -119,7 +134,9 @@ def anderson_darling(
 ) -> Statistics:  # A², 0 or more, 1 on average for samples of N(0, 1)
     "Anderson-Darling statistic of each column against the standard normal law"
     z, p = _ordered(x, standardize)
-    return -(1 + 2 * p * (torch.special.log_ndtr(z) + torch.special.log_ndtr(-z.flip(0)))).sum(0)
+    below = torch.special.log_ndtr(z)
+    above = torch.special.log_ndtr(-z.flip(0))
+    return -(1 + 2 * p * (below + above)).sum(0)
 
 # %% ../nbs/31_normality.ipynb #f83e67b0
 def cramer_von_mises(
@@ -128,7 +145,8 @@ def cramer_von_mises(
 ) -> Statistics:  # W², 1/(12n) or more, 1/6 on average for samples of N(0, 1)
     "Cramér-von Mises statistic of each column against the standard normal law"
     z, p = _ordered(x, standardize)
-    return 1 / (12 * len(z)) + (torch.special.ndtr(z) - p).square().sum(0)
+    gap = torch.special.ndtr(z) - p
+    return 1 / (12 * len(z)) + gap.square().sum(0)
 
 # %% ../nbs/31_normality.ipynb #ff4c9282
 def watson(
@@ -138,7 +156,8 @@ def watson(
     "Watson's statistic of each column against the standard normal law"
     z, p = _ordered(x, standardize)
     gap = torch.special.ndtr(z) - p
-    return 1 / (12 * len(z)) + (gap - gap.mean(0)).square().sum(0)
+    gap = gap - gap.mean(0)
+    return 1 / (12 * len(z)) + gap.square().sum(0)
 
 # %% ../nbs/31_normality.ipynb #bdc5ff06
 def kolmogorov_smirnov(
@@ -147,7 +166,8 @@ def kolmogorov_smirnov(
 ) -> Statistics:  # D, from 1/(2n) to 1
     "Kolmogorov-Smirnov statistic, two-sided, of each column against the standard normal law"
     z, p = _ordered(x, standardize)
-    return (torch.special.ndtr(z) - p).abs().amax(0) + 1 / (2 * len(z))
+    gap = torch.special.ndtr(z) - p
+    return gap.abs().amax(0) + 1 / (2 * len(z))
 
 # %% ../nbs/31_normality.ipynb #19dafd10
 TOPS = (  # Royston's polynomials in 1/sqrt(n) for the largest coefficient, and for the next
@@ -158,15 +178,18 @@ TOPS = (  # Royston's polynomials in 1/sqrt(n) for the largest coefficient, and 
 
 def _weights(n, francia):
     "Coefficients (n) of the sorted sample, of norm 1, in float64."
-    m = torch.special.ndtri((torch.arange(1, n + 1, dtype=torch.float64) - 0.375) / (n + 0.25))
+    ranks = torch.arange(1, n + 1, dtype=torch.float64)
+    m = torch.special.ndtri((ranks - 0.375) / (n + 0.25))
     a = m / m.norm()
     if francia or n == 3:
         return a
     k = 2 if n > 5 else 1  # how many at each end are corrected; the others share what is left of the norm
     powers = float(n) ** (-torch.arange(1, 6, dtype=torch.float64) / 2)
-    top = a[-k:].flip(0) + torch.tensor(TOPS[:k], dtype=torch.float64) @ powers
+    tops = torch.tensor(TOPS[:k], dtype=torch.float64)
+    top = a[-k:].flip(0) + tops @ powers
+    left = 1 - 2 * top.square().sum()
     middle = a[k:-k]
-    middle = middle * ((1 - 2 * top.square().sum()) / middle.square().sum()).sqrt()
+    middle = middle * (left / middle.square().sum()).sqrt()
     return torch.cat([-top, middle, top.flip(0)])
 
 # %% ../nbs/31_normality.ipynb #a37f3604
@@ -176,7 +199,8 @@ def shapiro_wilk(
 ) -> Statistics:  # W, up to 1: small values speak against normality
     "Shapiro-Wilk statistic of each column, for normality with any mean and deviation"
     z = _standard(_columns(x, 3)).sort(0).values
-    return torch.einsum('n,n...->...', _weights(len(z), francia).to(z), z).square() / len(z)
+    a = _weights(len(z), francia).to(z)
+    return torch.einsum('n,n...->...', a, z).square() / len(z)
 
 # %% ../nbs/31_normality.ipynb #0fd0de32
 def jarque_bera(
@@ -184,7 +208,8 @@ def jarque_bera(
 ) -> Statistics:  # 0 or more, chi-square of 2 degrees for large normal samples
     "Jarque-Bera statistic of each column: skewness and kurtosis."
     z = _standard(_columns(x))
-    skewness, kurtosis = (z**3).mean(0), (z**4).mean(0)
+    skewness = (z**3).mean(0)
+    kurtosis = (z**4).mean(0)
     return len(z) * (skewness**2 / 6 + (kurtosis - 3) ** 2 / 24)
 
 # %% ../nbs/31_normality.ipynb #037d5d97
@@ -194,8 +219,10 @@ def extended_jarque_bera(
     "Jarque-Bera with the mean and the variance, against the standard normal law."
     shape = jarque_bera(x)
     x = _columns(x)
-    n, variance = len(x), x.var(0)
-    return shape + n * x.mean(0) ** 2 / variance + (n - 1) * (variance - 1) ** 2 / 2
+    n = len(x)
+    variance = x.var(0)
+    location = n * x.mean(0) ** 2 / variance
+    return shape + location + (n - 1) * (variance - 1) ** 2 / 2
 
 # %% ../nbs/31_normality.ipynb #2e4474fc
 def moments(
@@ -206,7 +233,9 @@ def moments(
     if type(k) is not int or k < 1:
         raise ValueError(f'k must be an integer of 1 or more, got {k!r}')
     x = _columns(x)
-    low, high, total = torch.ones_like(x), x, 0.0
+    low = torch.ones_like(x)
+    high = x
+    total = 0.0
     for j in range(1, k + 1):  # He_{j+1} = x He_j - j He_{j-1}
         total = total + high.mean(0) ** 2 / math.factorial(j)
         low, high = high, x * high - j * low
@@ -221,11 +250,14 @@ def vasicek_entropy(
     z = _columns(x, 3).sort(0).values
     n = len(z)
     most = (n - 1) // 2
-    m = min(int(n**0.5 + 0.5), most) if m is None else m
+    if m is None:
+        m = min(int(n**0.5 + 0.5), most)
     if type(m) is not int or not 1 <= m <= most:
         raise ValueError(f'm must be an integer from 1 to {most} for {n} samples, got {m!r}')
     i = torch.arange(n, device=z.device)
-    windows = z[(i + m).clamp(max=n - 1)] - z[(i - m).clamp(min=0)]
+    above = z[(i + m).clamp(max=n - 1)]
+    below = z[(i - m).clamp(min=0)]
+    windows = above - below
     return (windows * n / (2 * m)).log().mean(0)
 
 # %% ../nbs/31_normality.ipynb #a2816ae5
@@ -248,7 +280,9 @@ def _whitened(x):
     covariance = x.mT @ x / n
     root, failed = torch.linalg.cholesky_ex(covariance)
     variances = covariance.diagonal(dim1=-2, dim2=-1)
-    flat = root.diagonal(dim1=-2, dim2=-1) ** 2 <= 10 * d * torch.finfo(x.dtype).eps * variances
+    pivots = root.diagonal(dim1=-2, dim2=-1) ** 2
+    rounding = 10 * d * torch.finfo(x.dtype).eps
+    flat = pivots <= rounding * variances
     if x.device.type == 'cpu' and (failed.any() or flat.any()):
         raise ValueError(f'x needs a covariance of full rank {d}, got a lower one')
     return torch.linalg.solve_triangular(root, x.mT, upper=False).mT
@@ -259,9 +293,12 @@ def _bhep(y, beta):
     n, d = y.shape[-2:]
     by_differences = 'donot_use_mm_for_euclid_dist'  # products would cancel
     squares = torch.cdist(y, y, compute_mode=by_differences).square()
-    pairs = torch.exp(-(beta**2) / 2 * squares).sum((-2, -1)) / n
-    singles = torch.exp(-(beta**2) / (2 + 2 * beta**2) * y.square().sum(-1)).sum(-1)
-    return pairs - 2 * (1 + beta**2) ** (-d / 2) * singles + n * (1 + 2 * beta**2) ** (-d / 2)
+    norms = y.square().sum(-1)
+    b = beta**2
+    pairs = torch.exp(-b / 2 * squares).sum((-2, -1)) / n
+    singles = torch.exp(-b / (2 + 2 * b) * norms).sum(-1)
+    constant = n * (1 + 2 * b) ** (-d / 2)
+    return pairs - 2 * (1 + b) ** (-d / 2) * singles + constant
 
 # %% ../nbs/31_normality.ipynb #e2177726
 def bhep(
@@ -272,7 +309,8 @@ def bhep(
     "Baringhaus-Henze-Epps-Pulley statistic of a cloud of points against N(0, I), multiplied by n, in O(n²)"
     if not 0 < beta < math.inf:
         raise ValueError(f'beta must be positive and finite, got {beta!r}')
-    return _bhep(_whitened(x) if standardize else _points(x), float(beta))
+    y = _whitened(x) if standardize else _points(x)
+    return _bhep(y, float(beta))
 
 # %% ../nbs/31_normality.ipynb #1778196e
 def henze_zirkler(
@@ -281,7 +319,8 @@ def henze_zirkler(
     "Henze-Zirkler statistic of a cloud of points, for normality with any mean and covariance, in O(n²)"
     y = _whitened(x)
     n, d = y.shape[-2:]
-    return _bhep(y, ((2 * d + 1) * n / 4) ** (1 / (d + 4)) / math.sqrt(2))
+    beta = ((2 * d + 1) * n / 4) ** (1 / (d + 4)) / math.sqrt(2)
+    return _bhep(y, beta)
 
 # %% ../nbs/31_normality.ipynb #449aea12
 def mardia(
@@ -289,4 +328,6 @@ def mardia(
 ) -> tuple[Numbers, Numbers]:  # skewness b1, 0 or more, and kurtosis b2, which a normal law brings to d(d+2)
     "Mardia's skewness and kurtosis of a cloud of points, in O(n²)"
     y = _whitened(x)
-    return ((y @ y.mT) ** 3).mean((-2, -1)), y.square().sum(-1).square().mean(-1)
+    norms = y.square().sum(-1)
+    skewness = ((y @ y.mT) ** 3).mean((-2, -1))
+    return skewness, norms.square().mean(-1)
