@@ -44,7 +44,9 @@ class Shards(Files):
         super().__post_init__()
 
     def __len__(self):
-        return sum(self.lengths) if self.rows is None else len(self.rows)
+        if self.rows is None:
+            return sum(self.lengths)
+        return len(self.rows)
 
     def __getstate__(self):
         return {k: v for k, v in self.__dict__.items() if k != '_reading'}  # an open file cannot travel
@@ -162,7 +164,8 @@ def _kept(data: Shards) -> list:
     rows = data.rows.sort().values.numpy()
     ends = np.cumsum(data.lengths)
     starts = ends - np.array(data.lengths)
-    parts = np.split(rows, np.searchsorted(rows, ends[:-1]))
+    cuts = np.searchsorted(rows, ends[:-1])
+    parts = np.split(rows, cuts)
     return [(part - start).tolist() for part, start in zip(parts, starts)]
 
 
@@ -200,7 +203,9 @@ def _line(data: Shards, order: list[int], start: int, stop: int) -> Iterator[_Fo
     kept = _kept(data)
     first = 0  # where a shard begins in the line
     for s in order:
-        places = kept[s][max(start - first, 0) : max(stop - first, 0)]
+        begin = max(start - first, 0)
+        end = max(stop - first, 0)
+        places = kept[s][begin:end]
         yield from _read_shard(data, s, places)
         first += len(kept[s])
 
@@ -234,7 +239,8 @@ def _lane(
 ) -> Iterator[Tensor]:
     "A part of an epoch's line through a buffer"
     seed, epoch, _ = keys
-    order = torch.randperm(len(data.paths), generator=generator(seed, 'shards', epoch)).tolist()
+    shuffle = generator(seed, 'shards', epoch)
+    order = torch.randperm(len(data.paths), generator=shuffle).tolist()
     spare = partial(_first_good, data, order)
     j, skip = divmod(at, w)
     line = _line(data, order, start + j * w, stop)
@@ -242,7 +248,8 @@ def _lane(
     while coming:
         bad.extend(x.trouble for x in coming if x.pixels is None)
         window = _mend(coming, spare)
-        leaving = torch.randperm(len(window), generator=generator(*keys, 'buffer', j)).tolist()
+        shuffle = generator(*keys, 'buffer', j)
+        leaving = torch.randperm(len(window), generator=shuffle).tolist()
         coming = []
         for i in leaving[skip:]:
             yield window[i]
@@ -272,24 +279,36 @@ class _Lanes(IterableDataset):
         n = min(data.lanes, batch, len(data.paths))
         self.window = max(1, data.buffer // n)
         self.cuts = [batch * i // n for i in range(n + 1)]  # lane i has rows cuts[i] to cuts[i + 1]
-        self.mine = [i for i in range(n) if first < self.cuts[i + 1] and self.cuts[i] < last]
+        self.mine = []  # lanes with rows that are wanted
+        for i in range(n):
+            if first < self.cuts[i + 1] and self.cuts[i] < last:
+                self.mine.append(i)
 
     def lane(self, i: int, epoch: int, step: int, bad: list) -> Iterator[list]:
         "The rows that are wanted of lane i, step by step"
-        a = self.cuts[i]
-        b = self.cuts[i + 1]
-        keys = self.seed, epoch, i
-        at = step * (b - a)
-        images = _lane(self.data, keys, self.window, self.steps * a, self.steps * b, at, bad)
+        begin = self.cuts[i]
+        end = self.cuts[i + 1]
+        width = end - begin  # rows of a batch
+        wanted = slice(max(self.first - begin, 0), self.last - begin)
+        images = _lane(
+            self.data,
+            keys=(self.seed, epoch, i),
+            w=self.window,
+            start=self.steps * begin,
+            stop=self.steps * end,
+            at=step * width,
+            bad=bad,
+        )
         for _ in range(step, self.steps):
-            rows = list(itertools.islice(images, b - a))
-            yield rows[max(self.first - a, 0) : self.last - a]
+            rows = list(itertools.islice(images, width))
+            yield rows[wanted]
 
     def __iter__(self):
-        info = get_worker_info()
-        worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        n = len(self.mine)
-        mine = self.mine[n * worker // workers : n * (worker + 1) // workers]
+        mine = self.mine
+        if info := get_worker_info():
+            first = len(mine) * info.id // info.num_workers
+            last = len(mine) * (info.id + 1) // info.num_workers
+            mine = mine[first:last]
         epoch, step = divmod(self.start, self.steps)
         bad = []
         try:
@@ -325,7 +344,8 @@ def _filled(empty: Shards, paths: list[str], found: Survey) -> Shards:
 def _judged(train: Shards, test: Shards | None, seed: int) -> tuple[Shards, Shards | None, str]:
     "Training and test part, split off where none is held out, and a note"
     note = ''
-    if test is None and train.labels is not None and len(train.labels.unique()) > 1:
+    several = train.labels is not None and len(train.labels.unique()) > 1
+    if test is None and several:
         first, second = split(train.labels, 0.2, seed)
         test = replace(train.select(second), skipped=[])
         train = train.select(first)
@@ -358,7 +378,8 @@ def load_shards(
     train.skipped.extend(found.left_out)
 
     train, test, judged = _judged(train, test, split_seed)
-    return Splits('shards', train, test, notes=(head, parts + judged, *faults))
+    notes = head, parts + judged, *faults
+    return Splits('shards', train, test, notes=notes)
 
 # %% ../nbs/62_shards.ipynb #478dc398
 def _load(root, size, split_seed, cache_gb, workers):
