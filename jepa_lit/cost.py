@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MACHINES', 'sketch', 'example', 'Profile', 'profile', 'memory', 'flops', 'communication', 'Machine', 'step_time',
-           'Estimate', 'estimate', 'utilization', 'cost']
+           'Estimate', 'estimate', 'cost']
 
 # %% ../nbs/63_cost.ipynb #b63e5018
 import math
@@ -495,24 +495,6 @@ def estimate(
         raise ValueError(f"expected numbers of processes up to {images}, the images, got {list(processes)}")
     title = f"{machine.name}, {images:,} images a step, {profile.precision}, {mfu:.0%} of the peak"
     return Estimate(title, rows)
-
-# %% ../nbs/63_cost.ipynb #b6b19d36
-def utilization(
-    flop: int | float,  # FLOPs of the whole run
-    seconds: int | float,  # it took
-    processes: int,  # GPUs
-    peak: int | float,  # FLOPs a second of each
-) -> float:  # in (0, 1]
-    "Share of the peak that a run reached, if its time is known."
-    for name, v in dict(flop=flop, seconds=seconds, processes=processes, peak=peak).items():
-        if not v > 0:
-            raise ValueError(f"utilization: expected {name} as a positive number, got {v!r}")
-    share = flop / seconds / processes / peak
-    if share > 1:
-        raise ValueError(
-            f"utilization: so many FLOPs in {seconds:.3g} seconds are {share:.3g} times the peak"
-        )
-    return share
 
 # %% ../nbs/63_cost.ipynb #4c0d4b44
 def cost(
