@@ -102,8 +102,9 @@ def _images(name: str, pixels: np.ndarray, labels: np.ndarray | list | None, siz
         labels = torch.from_numpy(np.asarray(labels).astype(np.int64))
         known = torch.arange(len(classes))
         if labels.shape != pixels.shape[:1] or not torch.isin(labels, known).all():
+            expected = f'({len(pixels)},) in 0..{len(classes) - 1}'
             got = f'{tuple(labels.shape)} in {labels.unique().tolist()}'
-            raise ValueError(f'expected labels ({len(pixels)},) in 0..{len(classes) - 1}, got {got}')
+            raise ValueError(f'expected labels {expected}, got {got}')
     return Images(_resized(pixels, size), labels, classes)
 
 # %% ../nbs/03_datasets.ipynb #0ab50800
@@ -241,12 +242,16 @@ def _read_cifar(home: Path) -> list[tuple]:
 # %% ../nbs/03_datasets.ipynb #7a82e4c0
 def _read_stl(home: Path) -> list[tuple]:
     "Training and test part, and the unlabeled one if it is there"
+    image = np.dtype(('u1', (3, 96, 96)))
     parts = []
     for part in ('train', 'test', 'unlabeled'):
-        pixels, labels = home / f'{part}_X.bin', home / f'{part}_y.bin'
+        pixels = home / f'{part}_X.bin'
+        counted = home / f'{part}_y.bin'
+        labels = None
+        if counted.exists():
+            labels = np.fromfile(counted, np.uint8).astype(int) - 1
         if pixels.exists():
-            columns = np.memmap(pixels, np.dtype(('u1', (3, 96, 96))), 'r')
-            labels = np.fromfile(labels, np.uint8).astype(int) - 1 if labels.exists() else None
+            columns = np.memmap(pixels, image, 'r')
             parts.append((columns.transpose(0, 1, 3, 2), labels))
     return parts
 
@@ -293,7 +298,8 @@ def _layout(names: list[str], seed: int) -> tuple[dict, dict, str]:
             return train, test, f'train/ and {part}/ as found'
     known = sorted(classes)
     labels = [known.index(c) for c in train.values()]
-    train, test = (dict(pick(list(train.items()), rows)) for rows in split(labels, 0.2, seed))
+    pairs = list(train.items())
+    train, test = (dict(pick(pairs, rows)) for rows in split(labels, 0.2, seed))
     return train, test, f'split 80/20 by split_seed {seed}'
 
 # %% ../nbs/03_datasets.ipynb #cba632d7
@@ -319,18 +325,21 @@ def _load_folder(root, size, split_seed, cache_gb, workers, name='folder', title
     found = find_images(root)
     parts, layout = _parts(root, found, size, split_seed, titles)
     used = sum(len(part) for part in parts)
-    if used * 3 * size * size > cache_gb * 1e9:
+    decoded = used * 3 * size * size
+    if decoded > cache_gb * 1e9:
         cached = [f'streamed from disk: more than {cache_gb} GB decoded']
     else:
         parts, cached = zip(*(decode(part, workers) for part in parts))
 
-    notes = [f'{name}: {used:,} of {len(found):,} image files in {root}', layout, *cached]
+    counts = f'{name}: {used:,} of {len(found):,} image files in {root}'
+    notes = [counts, layout, *cached]
     bad = [n for part in parts for n in part.skipped]
     if bad:
         notes.append(f'skipped: {len(bad)} of {used} image files cannot be read: {shorten(bad)}')
     if len(parts[0]) < 2:
         raise ValueError(f'{root}: at least 2 readable images are needed to train ({"; ".join(notes)})')
-    return Splits(name, *(part for part in parts if len(part)), notes=tuple(notes))
+    parts = [part for part in parts if len(part)]
+    return Splits(name, *parts, notes=tuple(notes))
 
 # %% ../nbs/03_datasets.ipynb #4df670b9
 def _load_imagenette(root: str | Path | None, *options) -> Splits:

@@ -127,6 +127,12 @@ def _ordered(x, standardize):
     p = (torch.arange(n, dtype=z.dtype, device=z.device) + 0.5) / n
     return z, p.view(-1, *[1] * (z.ndim - 1))
 
+
+def _gaps(x, standardize):
+    "The normal distribution function at the sorted sample (n ...), minus the middles of the ranks."
+    z, p = _ordered(x, standardize)
+    return torch.special.ndtr(z) - p
+
 # %% ../nbs/31_normality.ipynb #0fbb5068
 def anderson_darling(
     x: Samples,  # samples; half precision is computed in float32
@@ -144,9 +150,8 @@ def cramer_von_mises(
     standardize: bool = False,  # ask for normality with any mean and deviation
 ) -> Statistics:  # W², 1/(12n) or more, 1/6 on average for samples of N(0, 1)
     "Cramér-von Mises statistic of each column against the standard normal law"
-    z, p = _ordered(x, standardize)
-    gap = torch.special.ndtr(z) - p
-    return 1 / (12 * len(z)) + gap.square().sum(0)
+    gap = _gaps(x, standardize)
+    return 1 / (12 * len(gap)) + gap.square().sum(0)
 
 # %% ../nbs/31_normality.ipynb #ff4c9282
 def watson(
@@ -154,10 +159,9 @@ def watson(
     standardize: bool = False,  # ask for normality with any mean and deviation
 ) -> Statistics:  # U², 1/(12n) or more, 1/12 on average for samples of N(0, 1)
     "Watson's statistic of each column against the standard normal law"
-    z, p = _ordered(x, standardize)
-    gap = torch.special.ndtr(z) - p
+    gap = _gaps(x, standardize)
     gap = gap - gap.mean(0)
-    return 1 / (12 * len(z)) + gap.square().sum(0)
+    return 1 / (12 * len(gap)) + gap.square().sum(0)
 
 # %% ../nbs/31_normality.ipynb #bdc5ff06
 def kolmogorov_smirnov(
@@ -165,9 +169,8 @@ def kolmogorov_smirnov(
     standardize: bool = False,  # ask for normality with any mean and deviation (Lilliefors)
 ) -> Statistics:  # D, from 1/(2n) to 1
     "Kolmogorov-Smirnov statistic, two-sided, of each column against the standard normal law"
-    z, p = _ordered(x, standardize)
-    gap = torch.special.ndtr(z) - p
-    return gap.abs().amax(0) + 1 / (2 * len(z))
+    gap = _gaps(x, standardize)
+    return gap.abs().amax(0) + 1 / (2 * len(gap))
 
 # %% ../nbs/31_normality.ipynb #19dafd10
 TOPS = (  # Royston's polynomials in 1/sqrt(n) for the largest coefficient, and for the next
