@@ -21,6 +21,7 @@ from . import gaussian as gaussian
 from . import normality as normality
 from . import slices as slices
 from . import sigreg as sigreg
+from . import colors as colors
 from . import views as views
 from . import convolution as convolution
 from . import backbones as backbones
