@@ -3,7 +3,7 @@
 python docs/refresh.py                 # all, in order
 python docs/refresh.py 20_collapse     # one (or several)
 python docs/refresh.py --stale         # those whose code changed since
-python docs/refresh.py --flags slow 37_lejepa
+python docs/refresh.py --flags slow 38_lejepa
 """
 
 import argparse, sys, time

@@ -1,4 +1,4 @@
-"The arithmetic of chapter 63_cost on other shapes than the chapter's, by hand and against torch's own FSDP2"
+"The arithmetic of chapter 64_cost on other shapes than the chapter's, by hand and against torch's own FSDP2"
 
 import json, math, subprocess, sys
 from dataclasses import replace
