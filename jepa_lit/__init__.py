@@ -21,9 +21,9 @@ The parts, each a numbered notebook and a module of the same name:
     start            data, files, datasets, preprocess
     I-JEPA           patches, encoder, masks, sampler, predictor, ema, ijepa, plain
     what was learned collapse, probes, pictures, selection
-    LeJEPA           gaussian, normality, slices, sigreg, views, convolution, backbones, lejepa
+    LeJEPA           gaussian, normality, slices, sigreg, colors, views, convolution, backbones, lejepa
     a run            checkpoints, training, callbacks, recipes, runs
-    many machines    parallel, launch, shards, cost
+    many machines    parallel, launch, archives, shards, cost
     in use           pretrained, experiment, commands, bench
 
 Names are loaded when they are first used, so `import jepa_lit` costs nothing; `__init__.pyi` lists them.
