@@ -37,6 +37,16 @@ def _log_uniform(u, low, high):
     return low * (high / low) ** u
 
 
+def _sides(u, image, scale, aspect, area):
+    "Width and height of every candidate, as shares of the image"
+    h, w = image
+    low, high = scale
+    first, second = u.unbind(-1)
+    share = low + (high - low) * first if area == 'uniform' else _log_uniform(first, low, high)
+    ratio = _log_uniform(second, *aspect) * h / w
+    return torch.stack([share * ratio, share / ratio], -1).sqrt()
+
+
 def _largest(image, aspect):
     "Width and height, as shares of the image, of the largest box that the aspect allows"
     h, w = image
@@ -54,18 +64,13 @@ def boxes(
     whole: bool = False,  # round to whole pixels
 ) -> tuple[Pairs, Bool[Tensor, "n"]]:  # width and height, as shares; whether a candidate fitted
     "Sides of random crops: the first of k candidates that fits, else the largest possible."
-    h, w = image
-    low, high = scale
-    first, second = u.unbind(-1)
-    share = low + (high - low) * first if area == 'uniform' else _log_uniform(first, low, high)
-    ratio = _log_uniform(second, *aspect) * h / w
-    sides = torch.stack([share * ratio, share / ratio], -1).sqrt()
-    if high > 1:
+    sides = _sides(u, image, scale, aspect, area)
+    if scale[1] > 1:
         return sides[:, 0], torch.ones(len(u), dtype=torch.bool, device=u.device)
 
     most = sides.new_tensor(_largest(image, aspect))
     if whole:
-        pixels = sides.new_tensor([w, h])
+        pixels = sides.new_tensor(image).flip(0)
         sides = (sides * pixels).round() / pixels
         most = (most * pixels).round() / pixels
     fits = ((sides <= 1) & (sides > 0)).all(-1)
