@@ -117,6 +117,7 @@ ADVICE = {
     r"are smaller than the encoder's": "use a larger --size, a smaller stem or fewer stages",
     r"sharded training needs several": "start them with jepa_lit_launch --nproc N -- jepa_lit_train ...",
     r"with a checkpoint in (.+)$|all that was done in (.+)$": "go on with: jepa_lit_train --resume {0}",
+    r"before the run began$": "start it again",
 }  # what an error says -> what can be typed against it
 
 
@@ -304,13 +305,18 @@ def continue_run(
         options = read_options(**asdict(run.options) | options)
 
     wrong = {k: v for k, v in differences(saved, asked).items() if k not in FREE}
+    if wrong:
+        raise ValueError(f"{path} was started with {_compare(wrong)}")
+    return asked, options
+
+
+def _compare(wrong):
+    "What was, and what is asked for; of another method that alone"
     if 'method' in wrong:
         wrong = dict(method=wrong['method'])
-    if wrong:
-        was = ', '.join(f'{k}={a}' for k, (a, _) in wrong.items())
-        now = ', '.join(f'{k}={b}' for k, (_, b) in wrong.items())
-        raise ValueError(f"{path} was started with {was}, got {now}")
-    return asked, options
+    was = ', '.join(f'{k}={a}' for k, (a, _) in wrong.items())
+    now = ', '.join(f'{k}={b}' for k, (_, b) in wrong.items())
+    return f'{was}, got {now}'
 
 # %% ../nbs/74_commands.ipynb #076267fd
 def recipe_help() -> str:  # a table for each method, and one of the options
@@ -375,12 +381,14 @@ def jepa_lit_train(
     given = {k: v for k, v in given.items() if v is not None} | pairs(set)
     made, options, place, going = _plan(recipe, data, given, out, overwrite, resume)
     run = train(made, place, options, overwrite, going, minutes, not quiet, shard=shard)
-    if not _rank() and _status(run) != 'done':
-        print(f"go on with: jepa_lit_train --resume {shlex.quote(str(run.path))}")
+    _say_rest(run.path)
 
 
-def _status(run):
-    return json.loads((run.path / 'metrics.json').read_text())['status']
+def _say_rest(path):
+    "How to go on with a run whose time was up"
+    status = json.loads((path / 'metrics.json').read_text())['status']
+    if status != 'done' and not _rank():
+        print(f"go on with: jepa_lit_train --resume {shlex.quote(str(path))}")
 
 
 def _plan(recipe, data, given, out, overwrite, resume):

@@ -300,7 +300,8 @@ def heed_signals(
 
     def stop(number, frame):
         kind = KeyboardInterrupt if number == signal.SIGINT else Signalled
-        raise kind(f"stopped by {signal.Signals(number).name}, with all that was done in {out}")
+        what = f"with all that was done in {out}" if Run.exists(out) else "before the run began"
+        raise kind(f"stopped by {signal.Signals(number).name}, {what}")
 
     old = {}
     for name in ('SIGINT', 'SIGTERM', 'SIGUSR1'):
@@ -407,11 +408,14 @@ def _write_result(run, recipe, options, result, began):
     run.write('metrics.json', dict(**result, **record(recipe, began)))
 
 
-def _save(run, method, recipe, options, result, began):
+def _save(state, run, recipe, options, result, began):
     "What is there before the evaluation: recipe, figures and, of a run that was not told to stop, the model"
-    _write_result(run, recipe, options, result, began)
-    if result['status'] not in ('interrupted', 'signalled'):
+    method = _gather(state, recipe)
+    if state.parallel.rank == 0:
+        _write_result(run, recipe, options, result, began)
+    if state.parallel.rank == 0 and state.status not in ('interrupted', 'signalled'):
         save_model(method, recipe, run.path / 'model.safetensors')
+    return method
 
 
 def _say_result(result, steps, say):
@@ -446,13 +450,8 @@ def train(
     "Train by a recipe, evaluate, and leave everything in the run's folder."
     began = time.time()
     run = Run(out or default_folder(recipe))
-    if minutes is not None and not 0 <= minutes < math.inf:
-        raise ValueError(f"minutes: expected a finite number, 0 or more, got {minutes}")
     with use_threads(options.threads), heed_signals(run.path):
-        if resume:
-            Run.open(run.path).check_resume()
-        else:
-            run.vacant(overwrite)
+        _check(run, overwrite, resume, minutes)
         parallel = join_processes(shard)
         tell = _silent if parallel.rank else say
         with _in_turn(parallel):
@@ -463,14 +462,22 @@ def train(
         with _run_folder(run, recipe, options, overwrite, resume, parallel):
             state = _fit(settings, run, recipe, options, began)
             result = summarize(state, recipe)
-            method = _gather(state, recipe)
-            if parallel.rank == 0:
-                _save(run, method, recipe, options, result, began)
+            method = _save(state, run, recipe, options, result, began)
             _say_result(result, recipe.run.steps, tell)
             _raise_if_stopped(state, run.path)
             if evaluate and parallel.rank == 0:
                 finish(run, method, recipe, options, splits, result, began, progress, say)
     return run
+
+
+def _check(run, overwrite, resume, minutes):
+    "Errors that need no data"
+    if minutes is not None and not 0 <= minutes < math.inf:
+        raise ValueError(f"minutes: expected a finite number, 0 or more, got {minutes}")
+    if resume:
+        Run.open(run.path).check_resume()
+    else:
+        run.vacant(overwrite)
 
 
 def _silent(text):
