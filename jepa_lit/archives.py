@@ -262,11 +262,17 @@ def count_shards(
     quiet = None if len(new) > 100 else True
     with ThreadPoolExecutor(8) as pool:
         counts = pool.map(count_shard, new)
-        known |= zip(new, tqdm(counts, total=len(new), desc='counting', unit='shard', disable=quiet))
+        known |= zip(
+            new,
+            tqdm(counts, total=len(new), desc='counting', unit='shard', disable=quiet),
+        )
     try:
         _write_index(file, known)
     except OSError as e:
-        return known, f'{file} cannot be written ({e.strerror}), so shards are counted each time'
+        return (
+            known,
+            f'{file} cannot be written ({e.strerror}), so shards are counted each time',
+        )
     return known, f'index {file}'
 
 # %% ../nbs/62_archives.ipynb #cf5f05e3
@@ -335,7 +341,11 @@ def held_out(
     train = by['train']
     test = by[held[0]]
     unused = f', not used: {", ".join(held[1:])}' if held[1:] else ''
-    return train, test, f'{len(train)} shards to train, {len(test)} held out ({held[0]}){unused}'
+    return (
+        train,
+        test,
+        f'{len(train)} shards to train, {len(test)} held out ({held[0]}){unused}',
+    )
 
 # %% ../nbs/62_archives.ipynb #4f81b019
 @dataclass(frozen=True)

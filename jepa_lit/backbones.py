@@ -171,4 +171,13 @@ class BackboneConfig:
         if name in RESNETS:
             return _resnet(name, channels, self.stem)
         dim, depth, heads, ratio = SIZES[name.removeprefix('vit_')]
-        return AnySize(size, self.patch, dim, depth, heads, ratio, channels, checkpoint=self.checkpoint)
+        return AnySize(
+            size,
+            self.patch,
+            dim,
+            depth,
+            heads,
+            ratio,
+            channels,
+            checkpoint=self.checkpoint,
+        )

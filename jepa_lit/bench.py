@@ -27,7 +27,14 @@ import torch.nn.functional as F
 from tabulate import tabulate
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from .callbacks import Checkpoint, HealthWatch, MetricsLogger, NonFiniteGuard, OnlineProbe, Schedule
+from jepa_lit.callbacks import (
+    Checkpoint,
+    HealthWatch,
+    MetricsLogger,
+    NonFiniteGuard,
+    OnlineProbe,
+    Schedule,
+)
 from .checkpoints import atomic_write
 from .commands import command
 from .data import Images, generator, one_of
@@ -95,7 +102,9 @@ def bench_masks(
     batch: int = 128,  # images a call
 ) -> dict:  # the race, and images a second
     "Masks of 14x14 patches on one core, compared with loops over images."
-    sampler, seed, rng = MultiBlock(14), torch.Generator().manual_seed(0), random.Random(0)
+    sampler = MultiBlock(14)
+    seed = torch.Generator().manual_seed(0)
+    rng = random.Random(0)
     forms = dict(naive=lambda: plain_masks(batch, rng), ours=lambda: sampler(batch, seed))
     with one_core():
         return per_second(race(forms, rounds), batch)
@@ -117,7 +126,9 @@ class _Step:
     "A whole training step as a function without arguments"
 
     def __init__(self, method, batch, half=False, compiled=False, **how):
-        self.method, self.batch, self.half = copy.deepcopy(method), batch, half
+        self.method = copy.deepcopy(method)
+        self.batch = batch
+        self.half = half
         self.model = torch.compile(self.method) if compiled else self.method
         self.optimizer = torch.optim.AdamW(param_groups(self.method, 0.05), 1e-4, **how)
 
@@ -158,9 +169,12 @@ def bench_ijepa(
     compiled: bool = False,  # try torch.compile as well; takes minutes, and a C++ compiler
 ) -> dict:  # the race, images a second, and the largest relative difference in loss and gradient
     "A training step, forward, backward, optimizer and target encoder, compared with its naive formulation."
-    method, shared = small_ijepa(size, depth), small_ijepa(size, depth, shared_context=True)
-    x, masks = torch.rand(batch, 3, size, size), method.masks(batch, torch.Generator().manual_seed(0))
-    naive, args = PlainIJEPA(method), (x, masks)
+    method = small_ijepa(size, depth)
+    shared = small_ijepa(size, depth, shared_context=True)
+    x = torch.rand(batch, 3, size, size)
+    masks = method.masks(batch, torch.Generator().manual_seed(0))
+    naive = PlainIJEPA(method)
+    args = (x, masks)
     apart = relative_gap(naive(args)[0], method(args)[0], method)
     steps = {}
     for half, dtype in ((False, 'float32'), (True, 'bfloat16')):
@@ -179,15 +193,24 @@ def bench_predictor(
     depth: int = 6,  # blocks of the predictor
 ) -> dict:  # the race
     "The predictor alone, forward and backward: naive, as published, with the shared context."
-    method, shared = small_ijepa(size, depth), small_ijepa(size, depth, shared_context=True)
+    method = small_ijepa(size, depth)
+    shared = small_ijepa(size, depth, shared_context=True)
     masks = method.masks(batch, torch.Generator().manual_seed(0))
-    z = torch.randn(*masks.context.shape, method.encoder.width, generator=torch.Generator().manual_seed(1))
+    z = torch.randn(
+        *masks.context.shape,
+        method.encoder.width,
+        generator=torch.Generator().manual_seed(1),
+    )
     forms = {
         'naive': lambda: plain_predict(method.predictor, z, masks),
         'published': lambda: method.predictor(z, masks.context, masks.targets),
         'shared context': lambda: shared.predictor(z, masks.context, masks.targets),
     }
-    relative_gap(forms['naive']().square().mean(), forms['published']().square().mean(), method.predictor)
+    relative_gap(
+        forms['naive']().square().mean(),
+        forms['published']().square().mean(),
+        method.predictor,
+    )
 
     def run(form, half):
         with torch.autocast('cpu', torch.bfloat16, enabled=half):
@@ -209,7 +232,8 @@ def naive_sigreg(
     "Epps-Pulley over slices with everything in memory."
     t, weight = quadrature(knots, t_max, z.dtype)
     waves = (z @ w)[..., None] * t  # (n s q)
-    cos, sin = waves.cos().mean(0), waves.sin().mean(0)
+    cos = waves.cos().mean(0)
+    sin = waves.sin().mean(0)
     gap = (cos - (-t * t / 2).exp()).square() + sin.square()
     return len(z) * (weight * gap).sum(-1).mean()
 
@@ -228,7 +252,8 @@ _FORMS = dict(naive=naive_sigreg, ours=sigreg, floor=_floor)
 def _sigreg_case(form, n, d, s, knots):
     "One contender: forward and backward as a function without arguments, which gives value and gradient"
     seed = torch.Generator().manual_seed(0)
-    z, w = torch.randn(n, d, generator=seed), directions(d, s, seed)
+    z = torch.randn(n, d, generator=seed)
+    w = directions(d, s, seed)
     name, _, compiled = form.partition(', ')
     loss = torch.compile(_FORMS[name]) if compiled else _FORMS[name]
 
@@ -284,7 +309,11 @@ def bench_sigreg(
     memory: bool = True,  # measure the peak memory too, in processes of their own; on Linux alone
 ) -> dict:  # the race, with peaks and errors
     "SIGReg, forward and backward, compared with the formula that materializes (n, slices, knots)."
-    forms = ['naive', 'ours', *(['naive, compiled', 'ours, compiled'] if compiled else [])]
+    forms = [
+        'naive',
+        'ours',
+        *(['naive, compiled', 'ours, compiled'] if compiled else []),
+    ]
     cases = {form: _sigreg_case(form, n, d, s, knots) for form in [*forms, 'floor']}
     errors = {form: _errors(form, n, d, min(s, 64), knots) for form in forms}
     raced = race(cases, rounds)
@@ -302,7 +331,8 @@ def _errors(form, *sizes):
     value, grad = _sigreg_case('naive', *sizes)(torch.float64)
     v, g = _sigreg_case(form, *sizes)()
     found = dict(
-        error=abs(v.item() / value.item() - 1), gradient_error=((g - grad).norm() / grad.norm()).item()
+        error=abs(v.item() / value.item() - 1),
+        gradient_error=((g - grad).norm() / grad.norm()).item(),
     )
     if max(found.values()) > 1e-4:
         raise ArithmeticError(
@@ -342,8 +372,14 @@ def _view_makers(size, side, n, kernel):
         v2.ToDtype(torch.float32, scale=True),
     ]
     crops = [
-        (2, v2.Compose([v2.RandomResizedCrop(size, (0.3, 1.0), antialias=True), *changes])),
-        (6, v2.Compose([v2.RandomResizedCrop(size, (0.05, 0.3), antialias=True), *changes])),
+        (
+            2,
+            v2.Compose([v2.RandomResizedCrop(size, (0.3, 1.0), antialias=True), *changes]),
+        ),
+        (
+            6,
+            v2.Compose([v2.RandomResizedCrop(size, (0.05, 0.3), antialias=True), *changes]),
+        ),
     ]
     seed = torch.Generator().manual_seed(0)
     smooth = F.interpolate(torch.rand(n, 3, 8, 8, generator=seed), (side, side), mode='bicubic')
@@ -370,7 +406,14 @@ class _Training:
     def __call__(self, steps, callbacks=()):
         run = self.made.run
         batches = stream(self.data, run.batch, run.seed)
-        fit(self.method, batches, self.optimizer, steps, callbacks, precision=run.precision)
+        fit(
+            self.method,
+            batches,
+            self.optimizer,
+            steps,
+            callbacks,
+            precision=run.precision,
+        )
 
 # %% ../nbs/75_bench.ipynb #cc4fbb89
 class _StepsElsewhere:
@@ -435,7 +478,9 @@ def _forms(made, name, steps, rounds, compiled, changes):
 # %% ../nbs/75_bench.ipynb #ea247901
 def _loop(made, data, steps, turns):
     "The loop with all it does, health twice, a probe and a checkpoint once, compared with the bare loop"
-    bare, whole, optim = _Training(made, data), _Training(made, data), made.optim
+    bare = _Training(made, data)
+    whole = _Training(made, data)
+    optim = made.optim
     look = online_probe(data, made.data.split_seed)
 
     def with_callbacks():
@@ -512,7 +557,8 @@ def jepa_lit_bench(
         raise ValueError(f"rounds: at least 1 expected, got {rounds}")
     if threads:
         torch.set_num_threads(threads)
-    began, results = time.time(), {}
+    began = time.time()
+    results = {}
     for name in tqdm(names, disable=len(names) == 1, desc='parts'):
         given = dict(QUICK[name]) if quick else {}
         if rounds:

@@ -55,7 +55,8 @@ class Schedule(Callback):
             share = (state.step + 1) / state.steps
             if self.decay_shape == 'cosine':
                 share = (1 - math.cos(math.pi * share)) / 2
-            first, last = self.weight_decay, self.final_weight_decay
+            first = self.weight_decay
+            last = self.final_weight_decay
             groups[0]['weight_decay'] = first + (last - first) * share
 
 # %% ../nbs/52_callbacks.ipynb #5e307da5
@@ -79,7 +80,8 @@ class NonFiniteGuard(Callback):
         _copy(self.buffers, self.kept)
 
     def after_backward(self, state: TrainState) -> None:
-        loss, norm = state.metrics['loss'], state.metrics['grad_norm']
+        loss = state.metrics['loss']
+        norm = state.metrics['grad_norm']
         state.skip = not math.isfinite(loss + norm)
         self.row = self.row + 1 if state.skip else 0
         if not state.skip:
@@ -119,7 +121,8 @@ class HealthWatch(Callback):
             found = health(method.embed(self.images))
         figures = state.metrics
         line = verdict(found, position_mean=figures.get('position_mean'), zero=figures.get('zero'))
-        before, self.said = self.said, line.split(':')[0]
+        before = self.said
+        self.said = line.split(':')[0]
         if self.said not in ('healthy', before):
             warnings.warn(f"step {state.step - 1}: {line}", stacklevel=2)
         figures |= {k: found[k] for k in ('effective_rank', 'spread', 'mean_cosine')}
@@ -175,7 +178,8 @@ def shown_weights(
     kept: dict,  # a checkpoint's state
 ) -> dict:  # a state dict of the method
     "The weights that a run would end with: the average, where one is kept."
-    weights, average = kept['method'], kept['callbacks'].get('Average') or {}
+    weights = kept['method']
+    average = kept['callbacks'].get('Average') or {}
     named = {k: k if k.endswith('_extra_state') else f'module.{k}' for k in weights}
     return {k: average.get(named[k], v) for k, v in weights.items()}
 
@@ -380,7 +384,8 @@ def load_sharded(
     state: TrainState,  # whose weights and moments to load
 ) -> None:
     "Every process reads its part; `Damaged` in all of them if one cannot."
-    place, said = folder / kept['shards'], ''
+    place = folder / kept['shards']
+    said = ''
     try:
         state.parallel.load(place, state.method, state.optimizer, kept['digest'])
     except (ValueError, OSError) as e:

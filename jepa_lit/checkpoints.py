@@ -193,7 +193,8 @@ class Checkpoints:
 
     def wait(self) -> None:
         "Until nothing is being written; raises what went wrong."
-        writing, self.writing = self.writing, None
+        writing = self.writing
+        self.writing = None
         if writing:
             writing.result()
 
@@ -253,7 +254,11 @@ class Checkpoints:
 def random_states() -> dict:  # by library, of plain values and tensors
     "The states of the global random generators."
     kind, keys, *rest = np.random.get_state()
-    states = dict(torch=torch.get_rng_state(), python=random.getstate(), numpy=[kind, keys.tolist(), *rest])
+    states = dict(
+        torch=torch.get_rng_state(),
+        python=random.getstate(),
+        numpy=[kind, keys.tolist(), *rest],
+    )
     if torch.accelerator.is_available():
         states['device'] = torch.get_device_module().get_rng_state()
     return states
@@ -276,7 +281,8 @@ def own_random(
     *keys,  # numbers and strings that decide the seed
 ) -> Iterator[None]:
     "Global random generators seeded by the keys; the caller's are back in their places afterwards."
-    before, seed = random_states(), generator(*keys).initial_seed()
+    before = random_states()
+    seed = generator(*keys).initial_seed()
     try:
         torch.manual_seed(seed)
         random.seed(seed)

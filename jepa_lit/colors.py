@@ -65,7 +65,8 @@ def shift_hue_(
 ) -> Float[Tensor, "n 3 h w"]:  # pixels with the same value and saturation
     "Turn the hue (HSV) of each sample."
     r, g, b = x.unbind(1)
-    value, low = x.amax(1), x.amin(1)
+    value = x.amax(1)
+    low = x.amin(1)
     chroma = value - low
     below = low.sub_(chroma)
     above = value.add_(chroma)

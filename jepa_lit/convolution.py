@@ -32,7 +32,9 @@ def weight_gradient(
     mib: float = 8.0,  # size of a piece of the matrix of columns, where there is a stride
 ) -> Tensor:  # (o i kernel[0] kernel[1]), float32 at least
     "The gradient of a convolution's weights: a convolution with images and channels exchanged, or a product."
-    o, i, dtype = g.shape[1], x.shape[1], torch.promote_types(x.dtype, torch.float32)
+    o = g.shape[1]
+    i = x.shape[1]
+    dtype = torch.promote_types(x.dtype, torch.float32)
     if not len(x):
         return x.new_zeros(o, i, *kernel, dtype=dtype)
     if max(stride) == 1:

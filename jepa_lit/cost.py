@@ -64,7 +64,8 @@ def example(
         return _images_and_masks(method, images, max(images, total or 0))
     if not isinstance(method, LeJEPA):
         raise TypeError(f"expected an IJEPA or a LeJEPA, got {type(method).__name__}")
-    net, views = method.backbone, method.views
+    net = method.backbone
+    views = method.views
     channels = next(m.in_channels for m in net.modules() if isinstance(m, nn.Conv2d))
     sides = views.sizes(min(net.patch_embed.img_size) if isinstance(net, ViT) else img_size)
     counts = views.global_views, views.local_views
@@ -73,7 +74,8 @@ def example(
 
 def _images_and_masks(method, images, total):
     "Masks of the mean size that the method's sampler draws for so many images"
-    seed, draws = torch.Generator().manual_seed(0), 32
+    seed = torch.Generator().manual_seed(0)
+    draws = 32
     drawn = [method.masks(total, seed) for _ in range(draws)]
     m = len(drawn[0].targets)
     k = round(sum(x.context.shape[1] for x in drawn) / draws)
@@ -109,12 +111,15 @@ class _Accelerator:
         return lambda *args: f(*map(self.cast, args))
 
     def attention(self, q, k, v, mask=None):
-        q, k, v = self.cast(q), self.cast(k), self.cast(v)
+        q = self.cast(q)
+        k = self.cast(k)
+        v = self.cast(v)
         return _flash(q, k, v)[0] if mask is None else self.plain(q, k, v, mask)
 
     @contextmanager
     def autocast(self, *_, enabled=True, **__):
-        was, self.on = self.on, self.half and enabled
+        was = self.on
+        self.on = self.half and enabled
         try:
             yield
         finally:
@@ -126,13 +131,17 @@ class _Accelerator:
         self.plain = F.scaled_dot_product_attention
         ours = dict(linear=self.lower(F.linear), conv2d=self.lower(F.conv2d))
         ours['scaled_dot_product_attention'] = self.attention
-        with mock.patch.multiple(F, **ours), mock.patch.object(torch, 'autocast', self.autocast):
+        with (
+            mock.patch.multiple(F, **ours),
+            mock.patch.object(torch, 'autocast', self.autocast),
+        ):
             yield
 
 # %% ../nbs/64_cost.ipynb #32bb617e
 def _run(method, batch, half, backward=True):
     "FLOPs of the forward pass by part, of the backward pass; bytes kept between them; bytes of weights' copies"
-    kept, accelerator = {}, _Accelerator(half)
+    kept = {}
+    accelerator = _Accelerator(half)
     own = {id(x.untyped_storage()) for x in [*method.parameters(), *method.buffers(), *_tensors(batch)]}
 
     def pack(x):
@@ -141,10 +150,15 @@ def _run(method, batch, half, backward=True):
             kept[id(storage)] = storage  # alive, or its number would be given away
         return x
 
-    with torch.enable_grad(), FlopCounterMode(display=False) as counter, accelerator.playing():
+    with (
+        torch.enable_grad(),
+        FlopCounterMode(display=False) as counter,
+        accelerator.playing(),
+    ):
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
             loss, _ = method(batch)
-        by, total = counter.get_flop_counts(), counter.get_total_flops()
+        by = counter.get_flop_counts()
+        total = counter.get_total_flops()
         if backward:
             loss.backward()
     method.zero_grad(set_to_none=True)
@@ -227,7 +241,8 @@ def _sums(method, batch):
     if isinstance(method, IJEPA):
         return 0, 0
     norms = [m.num_features for m in method.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d))]
-    views, sizes = sum(map(len, batch)), len(batch)
+    views = sum(map(len, batch))
+    sizes = len(batch)
     waves = 2 * (method.sigreg.knots - 1) * views * method.sigreg.slices + 1
     moments = sizes * sum(4 * c + 1 for c in norms)
     return 2 * waves + moments, 2 + 2 * sizes * len(norms)
@@ -243,7 +258,8 @@ def profile(
     one_of(precision, ('float32', 'bfloat16'), 'precision')
     if isinstance(total, bool) or not isinstance(total, int) or total < 2:
         raise ValueError(f"expected total as a whole number of at least 2, got {total!r}")
-    n, half = min(64, total), precision == 'bfloat16'
+    n = min(64, total)
+    half = precision == 'bfloat16'
     batch = example(method, n, total, img_size)
     if (place := next(method.parameters()).device.type) != 'meta':
         raise ValueError(f"expected a method on the meta device, got one on {place}")
@@ -284,7 +300,8 @@ def memory(
     "Bytes that a training step with Adam holds in the fullest process, by part."
     _check(images, processes, how)
     shares = processes if how == 'fsdp' else 1
-    mine, target = profile.parameters(True, shares), profile.parameters(False, shares)
+    mine = profile.parameters(True, shares)
+    target = profile.parameters(False, shares)
     tensors = sum(n * len(shapes) for n, _, trained, shapes in profile.units if trained)
     whole = dict(copies=profile.copies) if how == 'ddp' else dict(gathered=_gathered(profile, shares))
     return dict(
@@ -409,10 +426,12 @@ def step_time(
         )
     if not 0 < mfu <= 1:
         raise ValueError(f"expected mfu in (0, 1], got {mfu!r}")
-    sent, band = communication(profile, processes, how), machine.bandwidth(processes)
+    sent = communication(profile, processes, how)
+    band = machine.bandwidth(processes)
     hop = machine.latency * machine.hops(processes)
     rate = machine.peak * mfu / math.ceil(images / processes)  # images' FLOPs a second
-    forward, backward = sum(profile.forward.values()) / rate, profile.backward / rate
+    forward = sum(profile.forward.values()) / rate
+    backward = profile.backward / rate
     exposed = sent['sums'] / band + 2 * profile.sums[1] * hop  # nothing hides these
     phases = _phases(profile, sent, how, forward, backward, band, hop)
     waited = exposed + sum(max(a + c / n, c + a / n) - a for a, c, n in phases) if processes > 1 else 0.0
@@ -447,7 +466,10 @@ class Estimate:
 
     def __repr__(self):
         table = tabulate(
-            [{k: _show(v) for k, v in row.items()} for row in self.rows], 'keys', 'plain', stralign='right'
+            [{k: _show(v) for k, v in row.items()} for row in self.rows],
+            'keys',
+            'plain',
+            stralign='right',
         )
         return f'ESTIMATE, not measured: {self.title}\n{table}'
 
@@ -489,7 +511,10 @@ def estimate(
             'fits': need < machine.memory,
         }
         row |= {f'{part} ms': 1e3 * time[part] for part in ('compute', 'waited', 'step')}
-        row |= {'efficiency': time['compute'] / time['step'], 'hours': seen / images * time['step'] / 3600}
+        row |= {
+            'efficiency': time['compute'] / time['step'],
+            'hours': seen / images * time['step'] / 3600,
+        }
         rows.append(row)
     if not rows:
         raise ValueError(f"expected numbers of processes up to {images}, the images, got {list(processes)}")
@@ -504,14 +529,17 @@ def cost(
 ) -> dict:  # weights by part, bytes of state, operations of an image and of the run
     "What a recipe's run takes, counted without running it; activations and data are not counted."
     known = SETS[recipe.data.name]
-    size, channels = size or recipe.data.size or known['size'], channels or known['channels']
+    size = size or recipe.data.size or known['size']
+    channels = channels or known['channels']
     preprocess = Preprocess(size, (0.5,) * channels, (0.25,) * channels)
     with torch.device('meta'):
         method = recipe.assemble(size, preprocess).to('meta')
-    found, images = profile(method, recipe.run.batch, 'float32', size), recipe.run.steps * recipe.run.batch
+    found = profile(method, recipe.run.batch, 'float32', size)
+    images = recipe.run.steps * recipe.run.batch
     weights = {name: sum(p.numel() for p in part.parameters()) for name, part in method.named_children()}
     each = sum(flops(found).values())
-    trained, frozen = found.parameters(True), found.parameters(False)
+    trained = found.parameters(True)
+    frozen = found.parameters(False)
     return dict(
         weights={name: n for name, n in weights.items() if n},
         trained=trained,

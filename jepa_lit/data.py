@@ -234,7 +234,8 @@ def shorten(
 # %% ../nbs/01_data.ipynb #6a5cbf5f
 def _comments(written):
     "Comment of each parameter, by name, from the source of a function or a dataclass"
-    comments, name = {}, None
+    comments = {}
+    name = None
     for line in inspect.getsource(written).splitlines():
         code, _, comment = line.partition('  # ')
         if code.strip().startswith(('):', ') ->')):

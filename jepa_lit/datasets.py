@@ -18,7 +18,16 @@ from jaxtyping import Float32
 from msgspec import Meta
 from platformdirs import user_cache_path
 from torch import Tensor
-from .data import Images, ImageSet, Splits, documented, one_of, pick, shorten, split
+from jepa_lit.data import (
+    Images,
+    ImageSet,
+    Splits,
+    documented,
+    one_of,
+    pick,
+    shorten,
+    split,
+)
 from .files import Files, batches, decode, existing_folder, find_images
 
 # %% ../nbs/03_datasets.ipynb #5a6c273a
@@ -35,8 +44,30 @@ _CLOTHES = (
     'bag',
     'ankle boot',
 )
-_CIFAR = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck')
-_STL = ('airplane', 'bird', 'car', 'cat', 'deer', 'dog', 'horse', 'monkey', 'ship', 'truck')
+_CIFAR = (
+    'airplane',
+    'automobile',
+    'bird',
+    'cat',
+    'deer',
+    'dog',
+    'frog',
+    'horse',
+    'ship',
+    'truck',
+)
+_STL = (
+    'airplane',
+    'bird',
+    'car',
+    'cat',
+    'deer',
+    'dog',
+    'horse',
+    'monkey',
+    'ship',
+    'truck',
+)
 _IMAGENETTE = {  # name of the folder: class
     'n01440764': 'tench',
     'n02102040': 'English springer',
@@ -160,7 +191,12 @@ _HOMES = dict(
         (('', 'cifar-10-batches-bin'), [f'{b}.bin' for b in _BATCHES]),
         (('', 'cifar-10-batches-py'), _BATCHES),
     ],
-    stl10=[(('', 'stl10_binary'), ['train_X.bin', 'train_y.bin', 'test_X.bin', 'test_y.bin'])],
+    stl10=[
+        (
+            ('', 'stl10_binary'),
+            ['train_X.bin', 'train_y.bin', 'test_X.bin', 'test_y.bin'],
+        )
+    ],
     imagenette=[(('', 'imagenette2-160', 'imagenette2-320', 'imagenette2'), ['train', 'val'])],
 )
 _TORCHVISION = dict(

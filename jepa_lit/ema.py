@@ -41,7 +41,8 @@ def momentum_schedule(
     stretch: int | float = 1.0,  # length of the schedule in units of the run; above 1 it never ends
 ) -> float:  # the momentum of this step's update
     "Momentum from `start` to `end` over the run (Assran et al. 2023, Appendix A.1)."
-    start, end = _checked(start), _checked(end)
+    start = _checked(start)
+    end = _checked(end)
     one_of(shape, ('linear', 'cosine'), 'shape of a momentum schedule')
     if steps < 1 or step < 0 or stretch <= 0:
         raise ValueError(f"expected a step of a run, got step={step} of steps={steps}, stretch={stretch}")
@@ -81,14 +82,16 @@ class EMA(nn.Module):
     ) -> None:
         "One step towards `model`: parameters are averaged, buffers and integers are copied."
         m = _checked(self.momentum if momentum is None else momentum)
-        ours, theirs = _tensors(self.model), _tensors(model)
+        ours = _tensors(self.model)
+        theirs = _tensors(model)
         a, b = [{(name, tuple(t.shape)) for name, t in side.items()} for side in (ours, theirs)]
         if a != b:
             raise ValueError(
                 f"expected a model like its EMA: lacks {sorted(a - b)[:3]}, adds {sorted(b - a)[:3]}"
             )
 
-        targets, values = [], []
+        targets = []
+        values = []
         for name, t in ours.items():
             if isinstance(t, nn.Parameter) and (t.is_floating_point() or t.is_complex()):
                 targets.append(t)

@@ -27,7 +27,8 @@ from .data import Images, ImageSet, pick
 def _to_8bit(im: Image.Image) -> Image.Image:
     "16-bit, integer and float images as 8-bit gray: full range to full range"
     x = np.nan_to_num(np.asarray(im).astype(np.float64))
-    low, high = x.min(), x.max()
+    low = x.min()
+    high = x.max()
     for top in (1, 255) if im.mode == 'F' else (2**16 - 1,):
         if low >= 0 and high <= top:
             low, high = 0, top
@@ -97,14 +98,20 @@ class Files(ImageSet):
 # %% ../nbs/02_files.ipynb #f13279e2
 def _gather(files: Files, index: list[int]):
     "Decode some files (in a worker): pixels, their indices, the indices of bad ones"
-    pixels, good, bad = [], [], []
+    pixels = []
+    good = []
+    bad = []
     for i in index:
         try:
             pixels.append(files.read(i))
             good.append(i)
         except ValueError:
             bad.append(i)
-    return torch.stack(pixels) if pixels else None, torch.tensor(good, dtype=torch.int64), bad
+    return (
+        torch.stack(pixels) if pixels else None,
+        torch.tensor(good, dtype=torch.int64),
+        bad,
+    )
 
 # %% ../nbs/02_files.ipynb #b265d086
 def batches(
@@ -151,7 +158,18 @@ def existing_folder(
     return path
 
 # %% ../nbs/02_files.ipynb #1e9764b5
-_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
+_ENDINGS = (
+    '.jpg',
+    '.jpeg',
+    '.png',
+    '.bmp',
+    '.gif',
+    '.webp',
+    '.tif',
+    '.tiff',
+    '.ppm',
+    '.pgm',
+)
 
 
 def _walk(root: Path) -> Iterator[str]:
@@ -195,7 +213,10 @@ def _decode_all(files: Files, threads: int) -> tuple[Tensor, Tensor]:
             return False
         return True
 
-    with warnings.catch_warnings(), ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+    with (
+        warnings.catch_warnings(),
+        ThreadPoolExecutor(threads or os.cpu_count()) as pool,
+    ):
         warnings.simplefilter('ignore')  # Pillow warns of odd EXIF and large images
         done = pool.map(decode_one, range(len(files)))
         kept = list(tqdm(done, total=len(files), desc='decoding', unit='image', disable=None))

@@ -15,7 +15,10 @@ import cloudpickle, psutil, torch, torch.distributed as dist
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousError
+from torch.distributed.elastic.rendezvous import (
+    RendezvousConnectionError,
+    RendezvousError,
+)
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from .parallel import ENDING, first_cause, join, keep_signals
 
@@ -276,9 +279,13 @@ def _start(args, command):
             except RendezvousConnectionError:
                 continue  # another launcher of this machine was first to open the port
             except RendezvousError as e:
-                return _error(f"the machines did not meet at {args.rdzv_endpoint} ({first_cause(e)})", 1)
+                return _error(
+                    f"the machines did not meet at {args.rdzv_endpoint} ({first_cause(e)})",
+                    1,
+                )
     return _error(
-        f"nobody answers at {args.rdzv_endpoint}: expected jepa_lit_launch there too, and an open port", 1
+        f"nobody answers at {args.rdzv_endpoint}: expected jepa_lit_launch there too, and an open port",
+        1,
     )
 
 # %% ../nbs/61_launch.ipynb #25b344f3
@@ -345,7 +352,13 @@ def _slurm(args, command):
     "Print a script for sbatch, or hand it over; returns an exit code"
     try:
         script = sbatch(
-            command, args.nnodes, args.nproc, args.time, args.max_restarts, args.sbatch, args.grace + 10
+            command,
+            args.nnodes,
+            args.nproc,
+            args.time,
+            args.max_restarts,
+            args.sbatch,
+            args.grace + 10,
         )
     except ValueError as e:
         advice = _OWN.get(re.match(r'[\w-]*', str(e))[0])
@@ -370,19 +383,39 @@ def _parser():
         spellings = dict.fromkeys([name, '--' + name[2:].replace('-', '_')])
         p.add_argument(*spellings, help=help, **how)
 
-    add('--nproc', 'processes on each machine: a number, or auto: as many as GPUs, or one', default='auto')
+    add(
+        '--nproc',
+        'processes on each machine: a number, or auto: as many as GPUs, or one',
+        default='auto',
+    )
     add('--nnodes', 'machines, or least:most of them (default: 1)', default='1')
-    add('--node-rank', 'number of this machine, from 0; by default the rendezvous finds one', type=int)
+    add(
+        '--node-rank',
+        'number of this machine, from 0; by default the rendezvous finds one',
+        type=int,
+    )
     add('--rdzv-endpoint', 'host:port of one machine, the same on all')
-    add('--local-addr', 'address of this machine for others (default: the one towards the endpoint)')
-    add('--rdzv-id', 'a name of the job, the same on all machines (default: jepa_lit)', default='jepa_lit')
+    add(
+        '--local-addr',
+        'address of this machine for others (default: the one towards the endpoint)',
+    )
+    add(
+        '--rdzv-id',
+        'a name of the job, the same on all machines (default: jepa_lit)',
+        default='jepa_lit',
+    )
     add(
         '--max-restarts',
         'how often to start all again after one has failed (default: 0)',
         type=int,
         default=0,
     )
-    add('--grace', 'seconds from a signal to the end, for a checkpoint (default: 110)', type=int, default=110)
+    add(
+        '--grace',
+        'seconds from a signal to the end, for a checkpoint (default: 110)',
+        type=int,
+        default=110,
+    )
     add('--slurm', 'print a script for sbatch instead', action='store_true')
     add('--submit', 'hand that script to sbatch', action='store_true')
     add('--time', 'SLURM: time limit (default: 24:00:00)', default='24:00:00')

@@ -76,11 +76,15 @@ def infer_width(
 ) -> int:  # d
     "The width of a backbone's output, found by sending two random inputs through it."
     what = f"cannot infer the width of {type(backbone).__name__}"
-    first = next((m for m in backbone.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Linear))), None)
+    first = next(
+        (m for m in backbone.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Linear))),
+        None,
+    )
     if first is None:
         raise ValueError(f"{what}: it has no convolution and no linear layer; pass projector=")
 
-    modes, failed = {m: m.training for m in backbone.modules()}, ''
+    modes = {m: m.training for m in backbone.modules()}
+    failed = ''
     backbone.eval()
     try:
         for shape in _input_shapes(first, size):
@@ -114,7 +118,8 @@ def _answer(backbone, shape):
 
 def _check_answer(y, backbone, shape):
     "Refuse a row of times, and warn where all inputs are answered alike"
-    name, h = type(backbone).__name__, pooled(y)
+    name = type(backbone).__name__
+    h = pooled(y)
     if len(shape) == y.ndim == 3 and _answer(backbone, (*shape[:2], 2 * shape[2])).shape[-1] != y.shape[-1]:
         raise ValueError(
             f"{name} ends in (b c t), and t={y.shape[-1]} changes with the input's length: pool over time, "
@@ -161,7 +166,9 @@ class LeJEPA(nn.Module):
             size = preprocess.size if preprocess else getattr(views, 'global_size', None)
             projector = _projector(infer_width(backbone, size))
         _warn_of_a_sphere(projector)
-        self.backbone, self.projector, self.preprocess = backbone, projector, preprocess
+        self.backbone = backbone
+        self.projector = projector
+        self.preprocess = preprocess
         self.views = views or MultiCrop()
         self.sigreg = SIGReg(slices, knots, t_max, seed) if regularizer is None else regularizer
         self.average = None if average is None else EMA(nn.ModuleList([backbone, projector]), average)
@@ -193,7 +200,8 @@ class LeJEPA(nn.Module):
         if self.teacher:
             with torch.no_grad():
                 center = _embeddings(views[:1], *self.average.model).mean(0)
-        pred, reg = prediction(z, len(views[0]), center), self.sigreg(z)
+        pred = prediction(z, len(views[0]), center)
+        reg = self.sigreg(z)
         loss = (1 - self.lamb) * self.share * pred + self.lamb * reg
         name = 'sigreg' if isinstance(self.sigreg, SIGReg) else 'regularizer'
         return loss, {'prediction': pred.detach(), name: reg.detach()}
@@ -233,10 +241,12 @@ class LeJEPA(nn.Module):
         "SIGReg's expectation for Gaussian samples, lower behind a batch norm (`33_sigreg`); None without SIGReg."
         if not isinstance(self.sigreg, SIGReg):
             return None
-        last, k = _last(self.projector), (self.sigreg.knots, self.sigreg.t_max)
+        last = _last(self.projector)
+        k = (self.sigreg.knots, self.sigreg.t_max)
         if not isinstance(last, nn.BatchNorm1d):
             return healthy(*k)
-        c, s = healthy(*k, centered=True), healthy(*k, standardized=True)
+        c = healthy(*k, centered=True)
+        s = healthy(*k, standardized=True)
         return c - (c - s) * 3 / (last.num_features + 2)
 
     def microbatches(self, batch: list, k: int):

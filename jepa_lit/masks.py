@@ -52,13 +52,16 @@ def block_size(
     "Sides of a block of a given area and shape."
     rows, cols = grid
     area = int(scale * rows * cols) if published else scale * rows * cols
-    h, w = math.sqrt(area * aspect), math.sqrt(area / aspect)
+    h = math.sqrt(area * aspect)
+    w = math.sqrt(area / aspect)
     if published:
         h, w = min(h, rows - 1), min(w, cols - 1)  # what does not fit is lost
     elif h > rows:
-        h, w = rows, area / rows
+        h = rows
+        w = area / rows
     elif w > cols:
-        h, w = area / cols, cols
+        h = area / cols
+        w = cols
     return max(1, round(h)), max(1, round(w))
 
 # %% ../nbs/12_masks.ipynb #6652ced2
@@ -234,7 +237,8 @@ class Rasterized(Sampler):
         grid: Size,  # rows and columns of patches, each at least 2
     ):
         self.grid = rows, cols = read_grid(grid, 2)
-        h, w = rows // 2, cols // 2
+        h = rows // 2
+        w = cols // 2
         corners = np.array([[[0, 0], [0, cols - w], [rows - h, 0], [rows - h, cols - w]]])
         self.quadrants = torch.from_numpy(block_patches(corners, (h, w), self.grid)[:, 0])  # (4 t)
 

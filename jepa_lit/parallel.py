@@ -167,7 +167,10 @@ _INDEX = {
     'torch.distributed.checkpoint.filesystem': ('_StorageInfo',),
     'torch.serialization': ('_get_layout',),
     'pathlib': ('PosixPath', 'WindowsPath', 'PurePosixPath'),
-    'torch': ('Size', *(n for n in dir(torch) if isinstance(getattr(torch, n), torch.dtype))),
+    'torch': (
+        'Size',
+        *(n for n in dir(torch) if isinstance(getattr(torch, n), torch.dtype)),
+    ),
 }
 
 
@@ -372,7 +375,11 @@ class ParallelContext(Processes):
             with open(path / '.metadata', 'rb') as index:
                 _SafeUnpickler(index).load()
             extra = torch.load(path / 'extra.pt', weights_only=True)
-            dcp.load(dict(model=model, optim=optim), checkpoint_id=path, planner=_SafePlanner())
+            dcp.load(
+                dict(model=model, optim=optim),
+                checkpoint_id=path,
+                planner=_SafePlanner(),
+            )
         except (Exception, dcp.CheckpointException) as e:
             raise ValueError(
                 f"{path} is damaged, not a checkpoint of jepa_lit, or of another model ({first_cause(e)})"

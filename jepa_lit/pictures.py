@@ -123,7 +123,12 @@ def _curve(ax, lines, key, **style):
     "One number of one log by step; with dots where only some lines hold it."
     points = [(line['step'], line[key]) for line in lines if key in line]
     if points:
-        ax.plot(*zip(*points), lw=1, marker='.' if len(points) < len(lines) else None, **style)
+        ax.plot(
+            *zip(*points),
+            lw=1,
+            marker='.' if len(points) < len(lines) else None,
+            **style,
+        )
 
 
 def _baselines(ax, lines):
@@ -149,9 +154,19 @@ def curves_figure(
         if one and key == predicts:
             _baselines(ax, logs)
         if healthy and key == 'sigreg':
-            ax.axhline(healthy, color='.4', ls='--', lw=1, label=f'Gaussian samples: {healthy:.2f}')
+            ax.axhline(
+                healthy,
+                color='.4',
+                ls='--',
+                lw=1,
+                label=f'Gaussian samples: {healthy:.2f}',
+            )
 
-        ax.set(title=PANELS[key], xlabel='step', yscale='linear' if key in LINEAR else 'log')
+        ax.set(
+            title=PANELS[key],
+            xlabel='step',
+            yscale='linear' if key in LINEAR else 'log',
+        )
         if ax.get_legend_handles_labels()[1]:
             ax.legend(fontsize=7)
     return fig

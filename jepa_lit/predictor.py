@@ -116,7 +116,8 @@ class Predictor(nn.Module):
 
     def _shared(self, known, asked, mask):
         "One sequence for each image, its context, then all of its target blocks: as `_published`"
-        m, k = len(asked), known.shape[1]
+        m = len(asked)
+        k = known.shape[1]
         x = torch.cat([known, rearrange(asked, 'm b t w -> b (m t) w')], 1)
         for i, block in enumerate(self.predictor_blocks, 1):
             x = shared_layer(block, x, k, m, mask, last=i == self.depth)

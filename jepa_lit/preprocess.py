@@ -43,7 +43,8 @@ class Preprocess(nn.Module):
         if len(mean) not in (1, 3) or len(mean) != len(std) or not (std > 0).all():
             got = f'mean={mean.tolist()}, std={std.tolist()}'
             raise ValueError(f'Preprocess expects 1 or 3 means and as many positive deviations, got {got}')
-        self.size, self.channels = size, len(mean)
+        self.size = size
+        self.channels = len(mean)
         self.register_buffer('mean', mean.view(-1, 1, 1))
         self.register_buffer('std', std.view(-1, 1, 1))
 

@@ -50,7 +50,10 @@ def key_map(
     "Hugging Face's names for the tensors of a `ViT`."
     if version not in LAYERS:
         raise ValueError(f"expected the names of transformers 4 or 5, got version={version!r}")
-    layers = {'patch_embed.proj': ['embeddings.patch_embeddings.projection'], 'norm': ['layernorm']}
+    layers = {
+        'patch_embed.proj': ['embeddings.patch_embeddings.projection'],
+        'norm': ['layernorm'],
+    }
     for i in range(depth):
         for ours, theirs in HF_NAMES.items():
             parts = theirs[version - 4].split()
@@ -273,7 +276,11 @@ def _place_positions(state, own, grid, grid_from, antialias):
     was = f'{old[0]}x{old[1]}'
     resized = () if old == grid else (f'{name} from {was} to {grid[0]}x{grid[1]}',)
     note = f'{"sine-cosine" if sines else "trained"} positions, {was} in the checkpoint'
-    return {**state, name: resize_positions(state[name], old, grid, antialias)}, resized, (note,)
+    return (
+        {**state, name: resize_positions(state[name], old, grid, antialias)},
+        resized,
+        (note,),
+    )
 
 
 def match_state(
@@ -342,7 +349,8 @@ def _from_config(config):
         raise ValueError(f"expected a network with the exact GELU, got hidden_act={config['hidden_act']!r}")
     known = dict(heads=config.get('num_attention_heads'), eps=config.get('layer_norm_eps', 1e-6))
     if 'image_size' in config and 'patch_size' in config:
-        sizes, patches = pair(config['image_size']), pair(config['patch_size'])
+        sizes = pair(config['image_size'])
+        patches = pair(config['patch_size'])
         known['grid_from'] = (sizes[0] // patches[0], sizes[1] // patches[1])
     return known
 
@@ -367,7 +375,9 @@ def _open(source, which):
     "Tensors of one model in our names, and what is known of heads, eps and grid."
     known = {}
     if isinstance(source, nn.Module):
-        state, which, known = source.state_dict(), None, _from_model(source)
+        state = source.state_dict()
+        which = None
+        known = _from_model(source)
     elif isinstance(source, dict):
         state = source
     elif isinstance(source, (str, Path)):
@@ -405,7 +415,10 @@ def load_ijepa(
         eps = known.get('eps', 1e-6)
 
     vit = _build(ViT, strict, eps, img_size, patch, dim, depth, heads, hidden / dim, channels)
-    notes = (f'heads {heads}, eps {eps}', *_announce(license(dim, depth, hidden, patch)))
+    notes = (
+        f'heads {heads}, eps {eps}',
+        *_announce(license(dim, depth, hidden, patch)),
+    )
     vit.report = match_state(vit, state, grid_from, antialias, strict, notes)
     return vit
 
@@ -477,7 +490,11 @@ PREDICTORS = {  # dim of the encoder, width, depth: heads
 
 def _predictor_sizes(state):
     "Width of the encoder, width and depth inside, and hidden width of the MLP over the width."
-    need = ('predictor_embed.weight', 'predictor_pos_embed', 'predictor_blocks.0.mlp.fc1.weight')
+    need = (
+        'predictor_embed.weight',
+        'predictor_pos_embed',
+        'predictor_blocks.0.mlp.fc1.weight',
+    )
     _require(state, need, 'predictor')
     width, dim = state[need[0]].shape
     return dim, width, _count('predictor_blocks', state), len(state[need[2]]) / width

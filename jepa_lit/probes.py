@@ -41,8 +41,12 @@ def embed_all(
     "Embeddings of all images that can be read, in order."
     if not len(data):
         raise ValueError('data: at least one image expected, got none')
-    out, index = [], []
-    with torch.no_grad(), tqdm(total=len(data), disable=not progress, unit='image', leave=False) as bar:
+    out = []
+    index = []
+    with (
+        torch.no_grad(),
+        tqdm(total=len(data), disable=not progress, unit='image', leave=False) as bar,
+    ):
         for pixels, i in batches(data, torch.arange(len(data)), batch, workers):
             z = embed(pixels)
             if z.ndim != 2 or len(z) != len(i):
@@ -59,7 +63,8 @@ def _labeled(part, z, y):
         raise ValueError(
             f'{part} labels: a class for each sample expected, got None (unlabeled data: see gallery)'
         )
-    z, y = torch.as_tensor(z).detach().cpu(), torch.as_tensor(y).detach().cpu()
+    z = torch.as_tensor(z).detach().cpu()
+    y = torch.as_tensor(y).detach().cpu()
     if z.ndim != 2 or not z.numel() or y.shape != z.shape[:1]:
         shapes = f'{tuple(z.shape)} and {tuple(y.shape)}'
         raise ValueError(f'{part}: embeddings (n d) and labels (n) expected, got shapes {shapes}')
@@ -134,9 +139,11 @@ def standardize(
     test_z: Tensor,  # (m d)
 ) -> tuple[np.ndarray, np.ndarray]:  # float64 (n r) and (m r), r <= d
     "Center by the training mean, rotate to principal axes, scale to a mean squared length of 100."
-    a, b = train_z.double().numpy(), test_z.double().numpy()
+    a = train_z.double().numpy()
+    b = test_z.double().numpy()
     mean = a.mean(0)
-    a, b = a - mean, b - mean
+    a = a - mean
+    b = b - mean
     scale = 10 / math.sqrt(max((a * a).sum(1).mean(), 1e-30))
     with threadpool_limits(1):
         axes = principal(a, 1e-7)
@@ -150,7 +157,8 @@ def _fit(a, y, b, C, iterations):
 
     if len(a) < a.shape[1]:
         axes = principal(a, 1e-12)
-        a, b = a @ axes, b @ axes
+        a = a @ axes
+        b = b @ axes
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', ConvergenceWarning)
         return LogisticRegression(C=C, max_iter=iterations, tol=1e-6).fit(a, y), b
@@ -211,7 +219,9 @@ def _linear(a, b, train_y, test_y, strengths, seed):
     fit, val = validation(train_y, seed)
     iterations = 1000
     if len(a) > LARGE:
-        a, b, iterations = a.astype('float32'), b.astype('float32'), 100
+        a = a.astype('float32')
+        b = b.astype('float32')
+        iterations = 100
 
     C = strengths[0]
     if len(val):
@@ -259,7 +269,10 @@ def _few_label(a, b, train_y, test_y, k, draws, strengths, seed):
     C = strengths[0]
     if len(val):
         picks = [fit[draw(train_y[fit], k, seed, i, 'validation')].numpy() for i in range(draws)]
-        C = max(strengths, key=lambda C: np.mean(_accuracies(a, y, picks, a[val], y[val], C)))
+        C = max(
+            strengths,
+            key=lambda C: np.mean(_accuracies(a, y, picks, a[val], y[val], C)),
+        )
 
     picks = [draw(train_y, k, seed, i) for i in range(draws)]
     found = _accuracies(a, y, picks, b, test_y.numpy(), C)
@@ -278,7 +291,10 @@ def probe(
     "kNN, linear and few-label accuracy of one embedding."
     train_z, train_y, test_z, test_y = checked(train_z, train_y, test_z, test_y)
     data = (*standardize(train_z, test_z), train_y, test_y)
-    out = dict(knn=knn(train_z, train_y, test_z, test_y), linear=_linear(*data, STRENGTHS, seed))
+    out = dict(
+        knn=knn(train_z, train_y, test_z, test_y),
+        linear=_linear(*data, STRENGTHS, seed),
+    )
     for k in labels:
         if k <= train_y.bincount().max():
             out[f'linear_{k}'], out[f'linear_{k}_sd'] = _few_label(*data, k, draws, STRENGTHS, seed)
@@ -286,7 +302,11 @@ def probe(
 
 # %% ../nbs/21_probes.ipynb #92b945aa
 COLUMNS = dict(
-    knn='kNN', linear='linear, all labels', linear_1='1 label', linear_5='5 labels', linear_10='10 labels'
+    knn='kNN',
+    linear='linear, all labels',
+    linear_1='1 label',
+    linear_5='5 labels',
+    linear_10='10 labels',
 )
 ROWS = dict(raw='raw pixels', untrained='untrained encoder', trained='trained encoder')
 
@@ -344,7 +364,8 @@ def neighbors(
     k: int = 6,  # neighbors each, at most n-1
 ) -> Tensor:  # their nearest other samples, nearest first, int64 (q k)
     "Nearest other samples by the cosine of centered embeddings."
-    z, index = torch.as_tensor(z).float(), torch.as_tensor(index)
+    z = torch.as_tensor(z).float()
+    index = torch.as_tensor(index)
     if not 1 <= k < len(z):
         raise ValueError(f'k: from 1 to {len(z) - 1} expected for {len(z)} samples, got {k}')
     unit = F.normalize(z - z.mean(0), dim=1)
@@ -361,7 +382,8 @@ def ridge(
     penalty: float = 1e-2,  # on standardized features, a sample
 ) -> float:  # accuracy in [0, 1]
     "Accuracy of a ridge regression on one-hot classes: a linear probe for the price of one linear system."
-    mean, std = train_z.mean(0), train_z.std(0) + 1e-6
+    mean = train_z.mean(0)
+    std = train_z.std(0) + 1e-6
     a, b = ((z - mean).div(std).double() for z in (train_z, test_z))
     y = F.one_hot(train_y, max(int(train_y.max()), int(test_y.max())) + 1).double()
     center = y.mean(0)

@@ -227,7 +227,8 @@ def recipe(
     "A recipe with changes, checked; unknown names are refused with the near matches."
     start = _start(name, changes.get('method'))
     kind = METHODS[start['method']]
-    start, values = _full_names(kind, start), _full_names(kind, changes)
+    start = _full_names(kind, start)
+    values = _full_names(kind, changes)
     if 'backbone.name' in values:  # another backbone does not have all fields of the one before
         lost = {f'backbone.{k}' for k, readers in READS.items() if values['backbone.name'] not in readers}
         start = {k: v for k, v in start.items() if k not in lost}
@@ -249,7 +250,11 @@ def _start(name, method):
     elif name in PAPERS:
         start = PAPERS[name]
     else:
-        one_of(name, (*SETS, *PAPERS), 'recipe' if str(name).startswith('imagenet_') else 'data set')
+        one_of(
+            name,
+            (*SETS, *PAPERS),
+            'recipe' if str(name).startswith('imagenet_') else 'data set',
+        )
         named = RECIPES[one_of(method or 'lejepa', METHODS, 'method')]
         start = dict(method=method or 'lejepa', data=name) | named.get(name, named['folder'])
     if method not in (None, start['method']):
@@ -312,7 +317,8 @@ def read_field(
 ) -> Any:  # the value as its type says
     "A field's value, checked."
     plain = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
-    kind, options = typing.get_origin(plain), typing.get_args(plain)
+    kind = typing.get_origin(plain)
+    options = typing.get_args(plain)
     if kind is Literal:
         choices = {str(c): c for c in options}
         return choices[one_of(str(value), choices, name)]
@@ -377,13 +383,21 @@ def describe_fields(
     for table in fields(kind):
         for field, _, _, comment in read_parameters(type(table.default)):
             name = f'{table.name}.{field}'
-            rows.append((name, _type_words(_types(kind)[name]), getattr(table.default, field), comment))
+            rows.append(
+                (
+                    name,
+                    _type_words(_types(kind)[name]),
+                    getattr(table.default, field),
+                    comment,
+                )
+            )
     return rows
 
 
 def _type_words(hint):
     "A type in words"
-    kind, options = typing.get_origin(hint), typing.get_args(hint)
+    kind = typing.get_origin(hint)
+    options = typing.get_args(hint)
     if kind is Annotated:
         return _type_words(options[0])
     if kind is Literal:
@@ -456,7 +470,15 @@ def convert_old(
     return recipe(kept.pop('data', 'digits'), **kept)
 
 
-_OLD_OPTIONS = ('workers', 'cache_gb', 'threads', 'checkpoint_every', 'keep', 'on_full', 'max_skipped')
+_OLD_OPTIONS = (
+    'workers',
+    'cache_gb',
+    'threads',
+    'checkpoint_every',
+    'keep',
+    'on_full',
+    'max_skipped',
+)
 _OLD_OPTIONS += ('watch_every', 'probe_every', 'tensorboard')  # these did not decide the weights
 
 # %% ../nbs/53_recipes.ipynb #4e379ce8

@@ -23,7 +23,16 @@ from .callbacks import shown_weights
 from .checkpoints import Checkpoints, atomic_write, locked, read_checkpoint
 from .data import one_of
 from .datasets import SETS
-from .recipes import Recipe, as_dict, build, convert_old, json_digest, read_field, read_toml, recipe
+from jepa_lit.recipes import (
+    Recipe,
+    as_dict,
+    build,
+    convert_old,
+    json_digest,
+    read_field,
+    read_toml,
+    recipe,
+)
 
 # %% ../nbs/54_runs.ipynb #b49b35d8
 Natural = Annotated[int, Meta(ge=0)]
@@ -260,7 +269,8 @@ class Run:
 
     def close(self) -> None:
         "Close the log; the next line opens it again."
-        log, self._log = self._log, None
+        log = self._log
+        self._log = None
         with contextlib.suppress(OSError):  # each line was flushed, and its failure said
             if log:
                 log.close()
@@ -318,7 +328,8 @@ def load_model(
     if 'format' in header and _digest(tensors, header) != written:
         raise ValueError(f"{path} is damaged: what it holds does not have the digest in its header")
     try:
-        saved, scale = json.loads(header['recipe']), json.loads(header['preprocess'])
+        saved = json.loads(header['recipe'])
+        scale = json.loads(header['preprocess'])
         made = recipe(**saved) if 'format' in header else convert_old(saved)
         method = build(made, scale['size'], scale['mean'], scale['std'])
         method.load_state_dict(tensors)
@@ -353,7 +364,8 @@ def _best(folder):
     kept = read_checkpoint(path)
     if 'shards' in kept:
         raise ValueError(f"{path} was saved in shards: expected a checkpoint that holds the weights")
-    made, weights = folder.recipe, shown_weights(kept)
+    made = folder.recipe
+    weights = shown_weights(kept)
     size = made.data.size or SETS[made.data.name]['size']
     method = build(made, size, weights['preprocess.mean'], weights['preprocess.std'])
     method.load_state_dict(weights)
@@ -397,7 +409,11 @@ def _commit():
 
     def git(*words):
         said = subprocess.run(
-            ['git', '-C', here, *words], capture_output=True, text=True, check=True, timeout=10
+            ['git', '-C', here, *words],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
         )
         return said.stdout.strip()
 

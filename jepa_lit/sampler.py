@@ -19,7 +19,15 @@ from msgspec import Meta
 from torch import Tensor
 from .data import documented, one_of
 from .masks import Masks, Random, Rasterized, Sampler, SingleBlock
-from .masks import block_patches, block_size, choose, draw_places, places, read_grid, read_interval
+from jepa_lit.masks import (
+    block_patches,
+    block_size,
+    choose,
+    draw_places,
+    places,
+    read_grid,
+    read_interval,
+)
 from .patches import Size
 
 # %% ../nbs/13_sampler.ipynb #0e8a16f8
@@ -50,7 +58,8 @@ def free_patches(
         steps = np.arange(layout.grid[axis], dtype=np.int32) - offsets[:, :, axis, None]
         return ((steps >= 0) & (steps < sizes[:, axis, None])).astype(np.float32)
 
-    rows, cols = inside(0), inside(1)
+    rows = inside(0)
+    cols = inside(1)
     rows[:, :-1] *= -1  # the context counts 1, each target -1
     return (rows.transpose(0, 2, 1) @ cols).reshape(len(offsets), -1) > 0.5
 
@@ -63,7 +72,8 @@ def rectangle(
 ) -> tuple[Int64[Tensor, "b k"], Bool[Tensor, "b k"] | None]:  # patches; with 'pad', which of them are real
     "Contexts of many lengths as one tensor."
     count = free.sum(1)
-    longest, shortest = int(count.max()), int(count.min())
+    longest = int(count.max())
+    shortest = int(count.min())
     k = longest if cut == 'pad' else shortest
     if max_context:
         k = min(k, max_context)
@@ -120,7 +130,11 @@ class MultiBlock(Sampler):
         self.target_scale = read_interval(target_scale, 'target_scale', 1)
         self.target_aspect = read_interval(target_aspect, 'target_aspect')
         self.context_scale = read_interval(context_scale, 'context_scale', 1)
-        self.cut = one_of(cut or ('first' if published else 'random'), ('random', 'first', 'pad'), 'cut')
+        self.cut = one_of(
+            cut or ('first' if published else 'random'),
+            ('random', 'first', 'pad'),
+            'cut',
+        )
         self.max_context = max_context
         self.published = published
         self._settle(min_keep)
@@ -132,7 +146,11 @@ class MultiBlock(Sampler):
         w: float,  # and the context's area
     ) -> Layout:
         "The sizes of a batch."
-        (a, b), (c, d), (e, f) = self.target_scale, self.target_aspect, self.context_scale
+        (a, b), (c, d), (e, f) = (
+            self.target_scale,
+            self.target_aspect,
+            self.context_scale,
+        )
         aspect = c + (u if self.published else v) * (d - c)
         target = block_size(a + u * (b - a), aspect, self.grid, self.published)
         context = block_size(e + w * (f - e), self.grid[0] / self.grid[1], self.grid, self.published)
@@ -142,7 +160,8 @@ class MultiBlock(Sampler):
         "What a context must keep, and the sizes that leave it most; or what is out of reach"
         smallest = [self.layout(x * self.published, x, 1.0) for x in np.linspace(0, 1, 65)]  # of every shape
         self.roomiest = max(smallest, key=lambda layout: (largest_context(layout), layout))
-        most, target = largest_context(self.roomiest), min(math.prod(s.target) for s in smallest)
+        most = largest_context(self.roomiest)
+        target = min(math.prod(s.target) for s in smallest)
         if min_keep is None:
             share = max(1, min(most, round(math.prod(self.grid) / 18)))
             min_keep = min(10, target - 1) if self.published else share
@@ -231,4 +250,7 @@ class MasksConfig:
         "The sampler that the numbers describe."
         if self.name in RIVALS:
             return RIVALS[self.name](grid)
-        return MultiBlock(grid, **{f.name: getattr(self, f.name) for f in fields(self) if f.name != 'name'})
+        return MultiBlock(
+            grid,
+            **{f.name: getattr(self, f.name) for f in fields(self) if f.name != 'name'},
+        )

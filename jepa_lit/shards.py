@@ -351,7 +351,11 @@ def _judged(train: Shards, test: Shards | None, seed: int) -> tuple[Shards, Shar
         train = train.select(first)
         note = f'split 80/20 by split_seed {seed}'
     if test is None or test.labels is None or train.labels is None:
-        return train, None, 'no test part, for that needs labels of at least two classes in all shards'
+        return (
+            train,
+            None,
+            'no test part, for that needs labels of at least two classes in all shards',
+        )
     return train, test, note
 
 # %% ../nbs/63_shards.ipynb #b46b76c1

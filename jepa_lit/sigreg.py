@@ -14,7 +14,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from .data import documented, generator as seeded
 from .normality import quadrature
-from .slices import Sampler, directions, sum_over_processes, uncompiled, wave_sums
+from jepa_lit.slices import (
+    Sampler,
+    directions,
+    sum_over_processes,
+    uncompiled,
+    wave_sums,
+)
 
 # %% ../nbs/33_sigreg.ipynb #08dfae50
 class NotFinite(FloatingPointError, ValueError):
@@ -144,18 +150,27 @@ class SIGReg(nn.Module):
         super().__init__()
         directions(1, slices, torch.Generator(), sampler)  # for its errors, at construction
         _check_settings(knots, t_max, eps)
-        self.slices, self.knots, self.t_max = slices, knots, t_max
-        self.seed, self.group, self.sampler, self.check = seed, group, sampler, check
-        self.times_n, self.debiased, self.eps = times_n, debiased, eps
+        self.slices = slices
+        self.knots = knots
+        self.t_max = t_max
+        self.seed = seed
+        self.group = group
+        self.sampler = sampler
+        self.check = check
+        self.times_n = times_n
+        self.debiased = debiased
+        self.eps = eps
         self.step = 0
 
     def forward(self, z: Tensor) -> Tensor:  # embeddings (n d) or (v n d) -> scalar
         "The regularizer of one batch; while training, the next call uses other directions."
         together = self.training and dist.is_available() and dist.is_initialized()
         if together and dist.get_world_size(self.group) > 1:
-            a, reduce = self.draw(z, 0), partial(sum_over_processes, group=self.group)
+            a = self.draw(z, 0)
+            reduce = partial(sum_over_processes, group=self.group)
         else:
-            a, reduce = self.draw(z), None
+            a = self.draw(z)
+            reduce = None
         settings = self.times_n, self.debiased, self.eps
         return sigreg(z, a, self.knots, self.t_max, reduce, *settings, check=False)
 
@@ -167,7 +182,12 @@ class SIGReg(nn.Module):
     ) -> Tensor:  # (d s)
         "Check the embeddings and draw the directions of this step, on their device."
         _check(z, self.check, least)
-        a = directions(z.shape[-1], self.slices, seeded(self.seed, 'sigreg', self.step), self.sampler)
+        a = directions(
+            z.shape[-1],
+            self.slices,
+            seeded(self.seed, 'sigreg', self.step),
+            self.sampler,
+        )
         self.step += self.training
         if z.is_cuda:
             return a.pin_memory().to(z.device, non_blocking=True)  # without a wait for the device

@@ -66,9 +66,12 @@ def directions(
 # %% ../nbs/32_slices.ipynb #e96a1846
 def _stepping(p: Tensor, step: float, knots: int) -> Iterator[tuple[Tensor, Tensor]]:
     "Yield `cos(t_k p)` and `sin(t_k p)` for the knots after 0, each in the place of the one before"
-    sin, cos = (step / 2 * p).sin(), (step / 2 * p).cos()
-    down, sin = -4 * sin * sin, 2 * sin * cos
-    dcos, dsin = down / 2, sin.clone()
+    sin = (step / 2 * p).sin()
+    cos = (step / 2 * p).cos()
+    down = -4 * sin * sin
+    sin = 2 * sin * cos
+    dcos = down / 2
+    dsin = sin.clone()
     cos = 1 + dcos
     yield cos, sin
     for _ in range(2, knots):

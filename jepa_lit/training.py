@@ -51,7 +51,8 @@ def _read(data, order, workers, said):
             if not said:
                 said.append(path)
                 warnings.warn(
-                    f"{path} cannot be read: another image of its batch takes its place", stacklevel=2
+                    f"{path} cannot be read: another image of its batch takes its place",
+                    stacklevel=2,
                 )
             pixels = pixels[torch.arange(len(wanted)) % len(good)]
         yield pixels
@@ -93,7 +94,10 @@ class Stream:
                 if 'DataLoader worker' not in str(e) or deaths > 3:
                     raise
                 said = ' '.join(str(e).split())[:70]
-                warnings.warn(f"a worker of the loader died ({said} ...): it is started again", stacklevel=2)
+                warnings.warn(
+                    f"a worker of the loader died ({said} ...): it is started again",
+                    stacklevel=2,
+                )
 
     def __iter__(self):
         return self.at(0)
@@ -166,7 +170,8 @@ def gradients(
     if accumulate > 1:
         parts = getattr(model, 'module', model).microbatches(batch, accumulate)
 
-    loss, logs = 0.0, {}
+    loss = 0.0
+    logs = {}
     for part, share in parts:
         with torch.autocast(device().type, torch.bfloat16, enabled=precision(dtype) == 'bfloat16'):
             one, more = model(part)
@@ -463,7 +468,8 @@ def _source(state):
 
 def _divide(state, accumulate):
     "For `prepare`, which rows of each batch this process has; and the weight of its mean in the mean of all"
-    batch, parallel = state.batches.batch, state.parallel
+    batch = state.batches.batch
+    parallel = state.parallel
     if batch // parallel.size < accumulate:
         raise ValueError(
             f"a batch of {batch} is too small for {parallel.size} processes with accumulate={accumulate}"
