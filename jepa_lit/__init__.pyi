@@ -103,6 +103,7 @@ from .normality import epps_pulley_exact as epps_pulley_exact
 from .normality import healthy as healthy
 from .slices import directions as directions
 from .sigreg import SIGReg as SIGReg
+from .colors import ColorChanges as ColorChanges
 from .views import MultiCrop as MultiCrop
 from .views import ViewsConfig as ViewsConfig
 from .views import AugmentConfig as AugmentConfig
