@@ -32,11 +32,25 @@ from torch import nn
 from .checkpoints import atomic_write
 from .data import Splits, one_of, read_parameters
 from .datasets import SETS, load
-from .experiment import Signalled, default_folder, evaluate, load_splits, report, train
+from jepa_lit.experiment import (
+    Signalled,
+    default_folder,
+    evaluate,
+    load_splits,
+    report,
+    train,
+)
 from .normality import healthy
 from .pictures import curves_figure
 from .probes import embed_all
-from .recipes import METHODS, Recipe, describe_fields, differences, from_toml, recipe
+from jepa_lit.recipes import (
+    METHODS,
+    Recipe,
+    describe_fields,
+    differences,
+    from_toml,
+    recipe,
+)
 from .runs import Options, Run, load_run, read_options
 from .training import device
 
@@ -54,7 +68,8 @@ def _spellings(name):
 
 def _add_argument(parser, parameter, kind, comment):
     "A parameter as words of the command line"
-    name, default = parameter.name, parameter.default
+    name = parameter.name
+    default = parameter.default
     required = default is parameter.empty
     how = dict(help=comment.replace('%', '%%'))
     if not required:
@@ -209,7 +224,10 @@ def run_command(
         if not _rank():
             print(f"warning: {message}", file=sys.stderr)
 
-    heard = contextlib.redirect_stdout(_Heard(sys.stdout)), contextlib.redirect_stderr(_Heard(sys.stderr))
+    heard = (
+        contextlib.redirect_stdout(_Heard(sys.stdout)),
+        contextlib.redirect_stderr(_Heard(sys.stderr)),
+    )
     with heard[0], heard[1], warnings.catch_warnings():
         warnings.showwarning = show_warning
         code = _attempt(func, argv)
@@ -415,8 +433,10 @@ def open_run(
     whole: bool = False,  # all of the test part, also of a run that validates
 ) -> tuple[nn.Module, Recipe, Splits]:
     "The method and recipe of a run, and the data to use them on."
-    opened, method = Run.open(run), load_run(run, which)
-    made, options = opened.recipe, opened.options
+    opened = Run.open(run)
+    method = load_run(run, which)
+    made = opened.recipe
+    options = opened.options
     changes = {k: v for k, v in dict(root=root, split_seed=split_seed).items() if v is not None}
     made = replace(made, data=replace(made.data, **changes))
     if data in (None, made.data.name):
@@ -425,7 +445,12 @@ def open_run(
         splits = load_splits(made, options)
     else:
         splits = load(
-            data, root, method.preprocess.size, made.data.split_seed, options.cache_gb, options.workers
+            data,
+            root,
+            method.preprocess.size,
+            made.data.split_seed,
+            options.cache_gb,
+            options.workers,
         )
     for note in splits.notes:
         print(note)
@@ -460,7 +485,8 @@ def embed_splits(
     progress: bool = False,  # show bars
 ) -> tuple[dict, np.ndarray]:  # name, part and label of each image, by column; the embeddings (n d)
     "The embeddings of all parts, and whose they are."
-    columns, found = dict(name=[], part=[], label=[]), []
+    columns = dict(name=[], part=[], label=[])
+    found = []
     for part in ('train', 'test', 'unlabeled'):
         images = getattr(splits, part)
         if images is None:

@@ -25,8 +25,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from . import shards  # where `load` finds the data set of that name
-from .callbacks import Average, Checkpoint, Compile, HealthWatch, MetricsLogger, NonFiniteGuard
-from .callbacks import OnlineProbe, Progress, Schedule, Signals, TensorBoard, TimeLimit
+from jepa_lit.callbacks import (
+    Average,
+    Checkpoint,
+    Compile,
+    HealthWatch,
+    MetricsLogger,
+    NonFiniteGuard,
+)
+from jepa_lit.callbacks import (
+    OnlineProbe,
+    Progress,
+    Schedule,
+    Signals,
+    TensorBoard,
+    TimeLimit,
+)
 from .checkpoints import atomic_write
 from .collapse import health, verdict
 from .data import Images, Splits, generator, split
@@ -37,7 +51,16 @@ from .pictures import curves_figure, embedding_figure, gallery
 from .probes import Table, embed_all, knn, probe, raw_pixels
 from .recipes import Recipe, as_dict, build, to_toml
 from .runs import Options, Run, record, save_model
-from .training import Callback, SingleProcess, TrainState, device, fit, precision, stream, to_device
+from jepa_lit.training import (
+    Callback,
+    SingleProcess,
+    TrainState,
+    device,
+    fit,
+    precision,
+    stream,
+    to_device,
+)
 
 # %% ../nbs/73_experiment.ipynb #8a34afe1
 def load_splits(
@@ -46,7 +69,14 @@ def load_splits(
 ) -> Splits:
     "The data of a recipe; with `validate`, a fifth of the training part stands in for the test part."
     data = recipe.data
-    splits = load(data.name, data.root, data.size, data.split_seed, options.cache_gb, options.workers)
+    splits = load(
+        data.name,
+        data.root,
+        data.size,
+        data.split_seed,
+        options.cache_gb,
+        options.workers,
+    )
 
     if splits.test is not None and len(splits.test) < 2:
         note = f'a test part of {len(splits.test)} is too small to probe on: going on without labels'
@@ -59,7 +89,10 @@ def load_splits(
     rest, held = split(splits.train.labels, 0.2, data.split_seed)
     note = 'validate: reporting on a fifth of the training part, the test part is untouched'
     return replace(
-        splits, train=splits.train.select(rest), test=splits.train.select(held), notes=(*splits.notes, note)
+        splits,
+        train=splits.train.select(rest),
+        test=splits.train.select(held),
+        notes=(*splits.notes, note),
     )
 
 # %% ../nbs/73_experiment.ipynb #a7862681
@@ -82,7 +115,8 @@ def ridge(
     penalty: float = 1e-2,  # on standardized features, a sample
 ) -> float:  # accuracy in [0, 1]
     "Accuracy of a ridge regression on one-hot classes: a linear probe for the price of one linear system."
-    mean, std = train_z.mean(0), train_z.std(0) + 1e-6
+    mean = train_z.mean(0)
+    std = train_z.std(0) + 1e-6
     a, b = ((z - mean).div(std).double() for z in (train_z, test_z))
     y = F.one_hot(train_y, max(int(train_y.max()), int(test_y.max())) + 1).double()
     center = y.mean(0)
@@ -242,7 +276,8 @@ def evaluate(
 ) -> Evaluation:
     "Probe raw pixels, the untrained and the trained encoder; without labels, measure their health."
     part = splits.train if splits.test is None else splits.test
-    probes, state = {}, {}
+    probes = {}
+    state = {}
     for name, embed in encoders(method, recipe).items():
         z, kept = embed_all(embed, part, workers=workers, progress=progress)
         state[name] = health(z)
@@ -251,7 +286,8 @@ def evaluate(
             train_y = splits.train.labels[known]
             probes[name] = probe(train_z, train_y, z, part.labels[kept], seed=recipe.data.split_seed)
         if name == 'trained':
-            embeddings, images = z, part.select(kept)
+            embeddings = z
+            images = part.select(kept)
     return Evaluation(probes, state, embeddings, images)
 
 # %% ../nbs/73_experiment.ipynb #c0f55d67
@@ -371,10 +407,12 @@ def join_processes(
 
 def _gather(state, recipe):
     "The method as one process would have it"
-    method, parallel = state.method, state.parallel
+    method = state.method
+    parallel = state.parallel
     if parallel.size == 1 and not parallel.sharded:
         return method
-    weights, pre = parallel.state(method), method.preprocess
+    weights = parallel.state(method)
+    pre = method.preprocess
     if parallel.rank:
         return method
     whole = build(recipe, pre.size, pre.mean.cpu(), pre.std.cpu())
@@ -494,7 +532,15 @@ def _fit(settings, run, recipe, options, began):
         raise
 
 # %% ../nbs/73_experiment.ipynb #a650faff
-KEYS = ('loss', 'prediction', 'sigreg', 'regularizer', 'zero', 'feature_mean', 'position_mean')
+KEYS = (
+    'loss',
+    'prediction',
+    'sigreg',
+    'regularizer',
+    'zero',
+    'feature_mean',
+    'position_mean',
+)
 
 
 def finish(
@@ -537,7 +583,8 @@ def finish(
 
 def _draw(run, found, lines, healthy):
     "The pictures of a run, each in one move"
-    z, images = found.embeddings, found.images
+    z = found.embeddings
+    images = found.images
     figures = dict(
         curves=curves_figure(lines, healthy),
         embedding=embedding_figure(z, images.labels, images.classes, how='tsne' if len(z) > 9 else 'pca'),

@@ -21,7 +21,17 @@ from msgspec import Meta
 from torch import Tensor
 from .data import documented
 from .preprocess import to_unit_range
-from .colors import ColorChanges, Numbers, Pair, Positive, Share, Size, plan, recolor, weigh
+from jepa_lit.colors import (
+    ColorChanges,
+    Numbers,
+    Pair,
+    Positive,
+    Share,
+    Size,
+    plan,
+    recolor,
+    weigh,
+)
 
 Natural = Annotated[int, Meta(ge=0)]
 Pairs = Float[Tensor, "n 2"]  # (x, y) of each view
@@ -132,7 +142,8 @@ def affine(
     mirror: Numbers,  # -1 where the view is mirrored left to right, else 1
 ) -> Float[Tensor, "n 2 3"]:  # maps output coordinates in [-1, 1] to the image's
     "The matrix of crop, rotation, shear and mirror in one."
-    cos, sin = angle.cos(), angle.sin()
+    cos = angle.cos()
+    sin = angle.sin()
     x = torch.stack([cos * mirror, cos * shear - sin], -1)
     y = torch.stack([sin * mirror, sin * shear + cos], -1)
     return torch.cat([sides[:, :, None] * torch.stack([x, y], 1), center[:, :, None]], 2)
@@ -407,7 +418,11 @@ class ViewsConfig:
     ) -> MultiCrop:
         "The augmentation."
         local = self.local_size or local_side(size, multiple)
-        counts = dict(global_views=self.global_views, local_views=self.local_views, local_size=local)
+        counts = dict(
+            global_views=self.global_views,
+            local_views=self.local_views,
+            local_size=local,
+        )
         return MultiCrop(**VIEWS[self.name] | counts)
 
 # %% ../nbs/35_views.ipynb #b866b17f
