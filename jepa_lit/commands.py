@@ -404,8 +404,10 @@ def jepa_lit_train(
 
 def _say_rest(path):
     "How to go on with a run whose time was up"
+    if _rank():
+        return
     status = json.loads((path / 'metrics.json').read_text())['status']
-    if status != 'done' and not _rank():
+    if status != 'done':
         print(f"go on with: jepa_lit_train --resume {shlex.quote(str(path))}")
 
 
