@@ -142,8 +142,7 @@ class LeJEPA(nn.Module):
         backbone: nn.Module,  # maps inputs, images (b c h w) say, to (b d), tokens (b n d) or maps (b d h w)
         projector: nn.Module | None = None,  # maps (n d) to (n k); by default `projector(d)`, d inferred
         lamb: float = 0.05,  # weight of SIGReg, in [0, 1]; the prediction loss has 1 - lamb
-        views: Callable
-        | None = None,  # (inputs, generator) -> views (v b ...), or a list; `MultiCrop()` by default
+        views: Callable | None = None,  # (inputs, generator) -> views (v b ...); `MultiCrop()` by default
         preprocess: Preprocess | None = None,  # size, channels and scale of images; none by default
         slices: int = 1024,  # SIGReg's directions a step
         knots: int = 17,  # SIGReg's quadrature knots
@@ -173,9 +172,7 @@ class LeJEPA(nn.Module):
         self.sigreg = SIGReg(slices, knots, t_max, seed) if regularizer is None else regularizer
         self.average = None if average is None else EMA(nn.ModuleList([backbone, projector]), average)
         self.lamb, self.teacher = lamb, teacher
-        self.share = (
-            1.0  # of the prediction, on several processes: processes * images here / images everywhere
-        )
+        self.share = 1.0  # of the prediction: processes * images here / images of all processes
 
     def prepare(
         self,
@@ -238,7 +235,7 @@ class LeJEPA(nn.Module):
 
     @property
     def healthy(self) -> float | None:
-        "SIGReg's expectation for Gaussian samples, lower behind a batch norm (`33_sigreg`); None without SIGReg."
+        "SIGReg's expectation for Gaussian samples (`33_sigreg`); None without SIGReg."
         if not isinstance(self.sigreg, SIGReg):
             return None
         last = _last(self.projector)

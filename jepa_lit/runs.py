@@ -44,9 +44,7 @@ class Options:
     "What does not decide the weights of a run."
 
     workers: Natural = 0  # processes that read images, for folders too large for memory
-    cache_gb: Annotated[float, Meta(ge=0)] = (
-        2.0  # folders up to this size are decoded once and kept in memory
-    )
+    cache_gb: Annotated[float, Meta(ge=0)] = 2.0  # folders up to this size are kept decoded in memory
     threads: Positive | None = None  # threads on the CPU; torch's own choice by default
     checkpoint_every: Positive = 100  # steps between checkpoints
     keep_last: Positive = 2  # checkpoints kept, besides the best

@@ -146,14 +146,13 @@ class MultiBlock(Sampler):
         w: float,  # and the context's area
     ) -> Layout:
         "The sizes of a batch."
-        (a, b), (c, d), (e, f) = (
-            self.target_scale,
-            self.target_aspect,
-            self.context_scale,
-        )
-        aspect = c + (u if self.published else v) * (d - c)
-        target = block_size(a + u * (b - a), aspect, self.grid, self.published)
-        context = block_size(e + w * (f - e), self.grid[0] / self.grid[1], self.grid, self.published)
+        least, most = self.target_aspect
+        aspect = least + (u if self.published else v) * (most - least)
+        least, most = self.target_scale
+        target = block_size(least + u * (most - least), aspect, self.grid, self.published)
+        least, most = self.context_scale
+        shape = self.grid[0] / self.grid[1]
+        context = block_size(least + w * (most - least), shape, self.grid, self.published)
         return Layout(self.grid, target, context, self.n_targets, self.published)
 
     def _settle(self, min_keep):

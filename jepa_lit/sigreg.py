@@ -84,7 +84,7 @@ def _center_and_scale(z, eps, reduce):
 
 
 def _rule(step, knots, like):
-    "Knots after 0, the Gaussian's characteristic function there, and the trapezoid rule's weights: half at the end"
+    "Knots after 0, what a Gaussian gives there, and the weights of the trapezoid rule: half at the end"
     t = (step * torch.arange(1, knots, dtype=like.dtype, device=like.device)).view(-1, *[1] * (like.ndim - 2))
     gauss = torch.exp(-(t**2) / 2)
     return t, gauss, step * gauss * (1 + (t < (knots - 1.5) * step))
@@ -142,9 +142,7 @@ class SIGReg(nn.Module):
         sampler: Sampler = 'gaussian',  # how directions are drawn
         times_n: bool = True,  # multiply by the number of samples, as published
         debiased: bool = False,  # without bias: 0 for Gaussian samples instead of `healthy`
-        eps: int
-        | float
-        | None = None,  # center and scale first, with this added to the variances; charge for both
+        eps: float | None = None,  # center and scale first, this added to the variances; charge for both
         check: bool | None = None,  # look at values too, not only at shapes; by default on the CPU alone
     ):
         super().__init__()

@@ -139,9 +139,7 @@ class _WaveSums(torch.autograd.Function):
                 None,
             )
 
-        sign = (
-            -1 if compiling else 1
-        )  # other waves than those of the sums: a compiler would store them for reuse
+        sign = -1 if compiling else 1  # other waves than the sums': a compiler would store them for reuse
         out = torch.zeros_like(p)
         for x, o, a, b in _pieces(p, out, -sign * by_cos, by_sin):
             for a_k, b_k, (cos, sin) in zip(a, b, _waves(x, sign * ctx.step, ctx.knots)):
