@@ -28,6 +28,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import numpy as np
+from tabulate import tabulate
 from torch import nn
 from .checkpoints import atomic_write
 from .data import Splits, one_of, read_parameters
@@ -50,6 +51,7 @@ from jepa_lit.recipes import (
     differences,
     from_toml,
     recipe,
+    type_words,
 )
 from .runs import Options, Run, load_run, read_options
 from .training import device
@@ -340,11 +342,15 @@ def _compare(wrong):
 def recipe_help() -> str:  # a table for each method, and one of the options
     "Every field that `--set` can change, with its type, default and comment."
     sections = {f'--method {method}': describe_fields(method) for method in METHODS}
-    sections['options'] = read_parameters(Options)
+    hints = typing.get_type_hints(Options, include_extras=True)
+    rows = [
+        (name, type_words(hints[name]), default, note) for name, _, default, note in read_parameters(Options)
+    ]
+    sections['options'] = rows
     lines = ['Fields for --set KEY=VALUE and for TOML files; a bare name will do where there is one.']
     for title, rows in sections.items():
-        lines += ['', f'{title}:']
-        lines += [f"  {name:26} {kind:16} {default!s:16} {comment}" for name, kind, default, comment in rows]
+        table = [[str(cell) for cell in row] for row in rows]
+        lines += ['', f'{title}:', tabulate(table, tablefmt='plain', disable_numparse=True)]
     return '\n'.join(lines)
 
 # %% ../nbs/74_commands.ipynb #f5472b3d

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'RECIPES', 'PAPERS', 'Recipe', 'LeJEPARecipe', 'IJEPARecipe', 'as_dict', 'recipe', 'read_field',
-           'differences', 'digest', 'json_digest', 'describe_fields', 'to_toml', 'read_toml', 'from_toml',
+           'differences', 'digest', 'json_digest', 'describe_fields', 'type_words', 'to_toml', 'read_toml', 'from_toml',
            'convert_old', 'build']
 
 # %% ../nbs/53_recipes.ipynb #5d7127cd
@@ -386,26 +386,28 @@ def describe_fields(
             rows.append(
                 (
                     name,
-                    _type_words(_types(kind)[name]),
+                    type_words(_types(kind)[name]),
                     getattr(table.default, field),
                     comment,
                 )
             )
     return rows
 
-
-def _type_words(hint):
-    "A type in words"
+# %% ../nbs/53_recipes.ipynb #e413c753
+def type_words(
+    hint: Any,  # a type, annotated or not
+) -> str:
+    "A type in words."
     kind = typing.get_origin(hint)
     options = typing.get_args(hint)
     if kind is Annotated:
-        return _type_words(options[0])
+        return type_words(options[0])
     if kind is Literal:
         return '|'.join(map(str, options))
     if kind is tuple:
-        return _type_words(options[0]) + ',...'
+        return type_words(options[0]) + ',...'
     if type(None) in options:
-        return ' or '.join(_type_words(o) for o in options)
+        return ' or '.join(type_words(o) for o in options)
     return 'none' if hint is type(None) else hint.__name__
 
 # %% ../nbs/53_recipes.ipynb #5156fec3

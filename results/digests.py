@@ -19,22 +19,28 @@ import torch
 from safetensors.torch import load_file
 
 TRAIN = 'jepa_lit_train --quiet --threads 1 --set precision=float32'
+WRITE = "import jepa_lit as j; j.write_shards(j.load('digits').train.select(range(200)), 'images', 60)"
+AVERAGED = f'{TRAIN} average=0.9'
 RUNS = {
-    'lejepa': f'{TRAIN} --steps 40',
-    'lejepa natural views, vit': f'{TRAIN} backbone=vit_tiny patch=8 views=natural local_views=2 local_size=16 --steps 6 --batch 16',
-    'ijepa': f'{TRAIN} --method ijepa --steps 60',
-    'ijepa augmented': f'{TRAIN} views=shift final_weight_decay=0.4 clip=1.0 accumulate=2 --method ijepa --steps 30',
-    'averaged': f'{TRAIN} average=0.9 --steps 30',
-    'two processes': f'jepa_lit_launch --nproc 2 -- {TRAIN} --steps 20',
-    'shards': f'{TRAIN} --data shards --root SHARDS --steps 10 --size 32 --batch 16',
-    'averaged, resumed': None,
+    'lejepa': [f'{TRAIN} --steps 40 --out run'],
+    'lejepa natural views, vit': [
+        f'{TRAIN} backbone=vit_tiny patch=8 views=natural local_views=2 local_size=16 --steps 6 --batch 16 --out run'
+    ],
+    'ijepa': [f'{TRAIN} --method ijepa --steps 60 --out run'],
+    'ijepa augmented': [
+        f'{TRAIN} views=shift final_weight_decay=0.4 clip=1.0 accumulate=2 --method ijepa --steps 30 --out run'
+    ],
+    'averaged': [f'{AVERAGED} --steps 30 --out run'],
+    'averaged, resumed': [
+        f'{AVERAGED} checkpoint_every=6 --steps 12 --out run',
+        'jepa_lit_train --quiet --threads 1 --resume run --steps 30',
+    ],
+    'two processes': [f'jepa_lit_launch --nproc 2 -- {TRAIN} --steps 20 --out run'],
+    'shards': [
+        f'{sys.executable} -c "{WRITE}"',
+        f'{TRAIN} --data shards --root images --steps 10 --size 32 --batch 16 --out run',
+    ],
 }
-SHARDS = """
-from jepa_lit.{load} import load
-from jepa_lit.{archives} import write_shards
-data = load('digits').train.select(range(200))
-write_shards(data, 'SHARDS', 60)
-"""
 
 
 def digest(path):
@@ -42,49 +48,26 @@ def digest(path):
     found = hashlib.sha256()
     for name, x in sorted(load_file(path).items()):
         found.update(f'{name} {x.dtype} {tuple(x.shape)}'.encode())
-        found.update(
-            x.contiguous().view(torch.uint8).numpy().tobytes()
-            if x.ndim
-            else x.reshape(1).view(torch.uint8).numpy().tobytes()
-        )
+        found.update(x.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
 
 
-def run(command, folder):
-    "The command in a folder; its output only where it fails"
-    done = subprocess.run(
-        command,
-        shell=True,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env=dict(os.environ, OMP_NUM_THREADS='1', JEPA_LIT_DEVICE='cpu'),
-    )
-    if done.returncode:
-        raise SystemExit(f'{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}')
+def run(commands):
+    "The digest of the model that commands leave in an empty folder"
+    env = dict(os.environ, OMP_NUM_THREADS='1', JEPA_LIT_DEVICE='cpu')
+    with tempfile.TemporaryDirectory() as place:
+        for command in commands:
+            done = subprocess.run(command, shell=True, cwd=place, capture_output=True, text=True, env=env)
+            if done.returncode:
+                raise SystemExit(f'{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}')
+        return digest(Path(place, 'run', 'model.safetensors'))
 
 
 if __name__ == '__main__':
-    out = {}
-    with tempfile.TemporaryDirectory() as place:
-        try:
-            import jepa_lit.datasets
-
-            load, archives = 'datasets', 'archives'
-        except ImportError:
-            load, archives = 'data', 'shards'
-        Path(place, 'shards.py').write_text(SHARDS.format(load=load, archives=archives))
-        run(f'{sys.executable} shards.py', place)
-        for name, command in RUNS.items():
-            if command is None:
-                continue
-            run(f'{command} --out run --overwrite', place)
-            out[name] = digest(Path(place, 'run', 'model.safetensors'))
-            print(f'{name:30} {out[name][:16]}', flush=True)
-        run(f'{TRAIN} average=0.9 --steps 12 --out again --set checkpoint_every=6', place)
-        run('jepa_lit_train --quiet --threads 1 --resume again --steps 30', place)
-        out['averaged, resumed'] = digest(Path(place, 'again', 'model.safetensors'))
-        print('averaged, resumed', out['averaged, resumed'][:16])
+    found = {}
+    for name, commands in RUNS.items():
+        found[name] = run(commands)
+        print(f'{name:30} {found[name][:16]}', flush=True)
     about = dict(torch=torch.__version__, python=platform.python_version(), machine=platform.machine())
     if len(sys.argv) > 1:
-        Path(sys.argv[1]).write_text(json.dumps(dict(digests=out, **about), indent=2) + '\n')
+        Path(sys.argv[1]).write_text(json.dumps(dict(digests=found, **about), indent=2) + '\n')
