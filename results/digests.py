@@ -1,6 +1,6 @@
 """Digests of the final weights of short runs: what a rebuild must not change.
 
-    python results/digests.py [OUT.json]
+    python results/digests.py [OUT.json]        # the record is results/digests/metrics.json
 
 Each run is a command that anyone can type; one thread, float32. The digest is SHA-256 over the names, shapes and bytes
 of the tensors in `model.safetensors`. Digests are comparable on one kind of machine and one version of torch.
