@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .checkpoints import Checkpoints, Damaged
 from .collapse import health, verdict
+from .data import one_of
 from .sigreg import SIGReg
 from .training import Callback, TrainState
 
@@ -46,6 +47,9 @@ class Schedule(Callback):
     weight_decay: float = 0.0  # of the first group of parameters, at the first step
     final_weight_decay: float | None = None  # at the last step; as the optimizer has it by default
     decay_shape: str = 'cosine'  # way from the first to the last: 'cosine' or 'linear'
+
+    def __post_init__(self):
+        one_of(self.decay_shape, ('cosine', 'linear'), 'decay_shape')
 
     def before_step(self, state: TrainState) -> None:
         groups = state.optimizer.param_groups

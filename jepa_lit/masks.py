@@ -39,6 +39,8 @@ class Masks(NamedTuple):
         stop: int,  # one past the last image
     ) -> 'Masks':  # their masks
         "The masks of some images, such as one process's share of a global batch."
+        if not 0 <= start < stop <= len(self.context):
+            raise ValueError(f"expected rows of {len(self.context)} images, got {start} to {stop}")
         mask = None if self.mask is None else self.mask[start:stop]
         return Masks(self.context[start:stop], self.targets[:, start:stop], mask)
 
@@ -136,7 +138,9 @@ class Sampler:
         generator: torch.Generator | None = None,  # on the CPU; torch's global one by default
     ) -> Masks:  # on the CPU
         "Draw the masks of a batch."
-        raise NotImplementedError
+        if batch < 1:
+            raise ValueError(f"expected a batch of at least 1 image, got {batch}")
+        return self.draw(batch, generator)
 
     def __repr__(self):
         return f"{type(self).__name__}{self.grid}"
@@ -178,7 +182,7 @@ class Random(Sampler):
         self.grid = read_grid(grid)
         self.ratio = _share(ratio, 'ratio')
 
-    def __call__(self, batch: int, generator: torch.Generator | None = None) -> Masks:
+    def draw(self, batch: int, generator: torch.Generator | None) -> Masks:
         "As many hidden patches for each image."
         n = math.prod(self.grid)
         k = min(max(1, round(self.ratio * n)), n - 1)
@@ -214,7 +218,7 @@ class SingleBlock(Sampler):
         self.scale = _share(scale, 'scale')
         self.aspect = read_interval(aspect, 'aspect')
 
-    def __call__(self, batch: int, generator: torch.Generator | None = None) -> Masks:
+    def draw(self, batch: int, generator: torch.Generator | None) -> Masks:
         "One size for the batch, a place for each image."
         low, high = self.aspect
         aspect = low + (high - low) * torch.rand((), generator=generator).item()
@@ -242,7 +246,7 @@ class Rasterized(Sampler):
         corners = np.array([[[0, 0], [0, cols - w], [rows - h, 0], [rows - h, cols - w]]])
         self.quadrants = torch.from_numpy(block_patches(corners, (h, w), self.grid)[:, 0])  # (4 t)
 
-    def __call__(self, batch: int, generator: torch.Generator | None = None) -> Masks:
+    def draw(self, batch: int, generator: torch.Generator | None) -> Masks:
         "One quadrant of each image to see, the other three to predict."
         first = torch.randint(4, (batch, 1), generator=generator)
         blocks = self.quadrants[(first + torch.arange(4)) % 4]  # (b 4 t)
@@ -257,6 +261,10 @@ def coverage(
     "How often each patch is used: the share of the sets that hold it."
     rows, cols = pair(grid, 'grid')
     used = index.flatten() if mask is None else index[mask]
+    if used.numel() and used.max() >= rows * cols:
+        raise ValueError(
+            f"expected index below {rows * cols}, the patches of the grid, got {int(used.max())}"
+        )
     count = torch.bincount(used, minlength=rows * cols).view(rows, cols)
     return count / index[..., 0].numel()
 

@@ -125,6 +125,8 @@ class MultiBlock(Sampler):
     ):
         if n_targets < 1 or (max_context is not None and max_context < 1):
             raise ValueError(f"expected n_targets={n_targets} and max_context={max_context} of at least 1")
+        if min_keep is not None and min_keep < 0:
+            raise ValueError(f"expected min_keep of at least 0, got {min_keep}")
         self.grid = read_grid(grid, 1 + published)
         self.n_targets = n_targets
         self.target_scale = read_interval(target_scale, 'target_scale', 1)
@@ -207,11 +209,7 @@ class MultiBlock(Sampler):
             free[poor] = free_patches(offsets[poor], layout)
         return offsets, free
 
-    def __call__(
-        self,
-        batch: int,  # images
-        generator: torch.Generator | None = None,  # on the CPU; torch's global one by default
-    ) -> Masks:  # on the CPU
+    def draw(self, batch: int, generator: torch.Generator | None) -> Masks:
         "Draw the masks of a batch: its sizes, the places of every image, one length for all contexts."
         layout = self.sizes(generator)
         offsets, free = self.place(batch, layout, generator)

@@ -4,6 +4,7 @@ import inspect, math, pickle
 import numpy as np, pytest, torch
 from jepa_lit.data import generator
 from jepa_lit.masks import (
+    coverage,
     Masks,
     Random,
     Rasterized,
@@ -97,6 +98,11 @@ def test_rivals_are_uniform():
         (lambda: SingleBlock(1), ValueError, 'grid'),
         (lambda: Rasterized((1, 4)), ValueError, 'grid'),
         (lambda: trapezoid(3, 4), ValueError, 'size'),
+        (lambda: Random(4)(-1), ValueError, 'batch'),
+        (lambda: Rasterized(4)(0), ValueError, 'batch'),
+        (lambda: Random(6)(4).rows(2, 5), ValueError, 'rows'),
+        (lambda: Random(6)(4).rows(3, 3), ValueError, 'rows'),
+        (lambda: coverage(torch.tensor([[36]]), 6), ValueError, 'index'),
     ],
 )
 def test_refused_in_one_line(make, kind, words, unchecked):

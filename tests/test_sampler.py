@@ -347,6 +347,8 @@ def test_published_hangs_are_refused(n, hangs, ends):
         (lambda: MultiBlock(14, target_aspect='0.75'), ValueError, 'target_aspect'),
         (lambda: MultiBlock(14, context_scale=(0.5,)), ValueError, 'context_scale'),
         (lambda: MultiBlock(14, cut='last'), ValueError, 'cut'),
+        (lambda: MultiBlock(14, min_keep=-1), ValueError, 'min_keep'),
+        (lambda: MultiBlock(14)(0), ValueError, 'batch'),
         (lambda: MultiBlock(14, min_keep=196), ValueError, 'min_keep'),
         (lambda: MultiBlock(14, max_context=0), ValueError, 'max_context'),
         (lambda: MultiBlock(14, max_context=10), ValueError, 'max_context'),
