@@ -18,7 +18,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
-from .checkpoints import atomic_write
+from .files import atomic_write
 from .data import ImageSet, one_of, shorten
 from .files import batches, cache_folder, read_image
 

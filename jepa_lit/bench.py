@@ -35,7 +35,7 @@ from jepa_lit.callbacks import (
     OnlineProbe,
     Schedule,
 )
-from .checkpoints import atomic_write
+from .files import atomic_write
 from .commands import command
 from .data import Images, generator, one_of
 from .datasets import channel_statistics, load

@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 from tabulate import tabulate
 from torch import nn
-from .checkpoints import atomic_write
+from .files import atomic_write
 from .data import Splits, one_of, read_parameters
 from .datasets import SETS, load
 from jepa_lit.experiment import (

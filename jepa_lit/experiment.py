@@ -41,7 +41,7 @@ from jepa_lit.callbacks import (
     TensorBoard,
     TimeLimit,
 )
-from .checkpoints import atomic_write
+from .files import atomic_write
 from .collapse import health, verdict
 from .data import Images, Splits, generator, split
 from .datasets import channel_statistics, load

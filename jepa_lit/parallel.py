@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
-from .checkpoints import digest as digest_files
+from .files import digest as digest_files
 from .data import documented
 from .predictor import Predictor
 from .sigreg import SIGReg

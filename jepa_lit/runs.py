@@ -20,7 +20,8 @@ from safetensors.torch import save
 from torch import nn
 import jepa_lit
 from .callbacks import shown_weights
-from .checkpoints import Checkpoints, atomic_write, locked, read_checkpoint
+from .checkpoints import Checkpoints, locked, read_checkpoint
+from .files import atomic_write
 from .data import one_of
 from .datasets import SETS
 from jepa_lit.recipes import (

@@ -20,7 +20,8 @@ from jepa_lit.callbacks import (
     schedule,
     shown_weights,
 )
-from jepa_lit.checkpoints import Checkpoints, Damaged, digest, write_checkpoint
+from jepa_lit.checkpoints import Checkpoints, Damaged, write_checkpoint
+from jepa_lit.files import digest
 from jepa_lit.training import Callback, SingleProcess, TrainState, fit, stream
 from small import KINDS, adamw, data, equal, fresh
 
