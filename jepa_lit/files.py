@@ -98,6 +98,14 @@ class Files(ImageSet):
         "One image, decoded now"
         return read_image(self.paths[i], self.size)
 
+    def fingerprint(self) -> str:
+        "The same for the same names and lengths, wherever the folder lies"
+        found = hashlib.blake2b(str(self.size).encode(), digest_size=16)
+        for i, path in enumerate(self.paths):
+            length = os.path.getsize(path) if os.path.exists(path) else -1
+            found.update(repr((self.name(i), length)).encode('utf-8', 'backslashreplace'))
+        return found.hexdigest()
+
 # %% ../nbs/02_files.ipynb #f13279e2
 def _gather(files: Files, index: list[int]):
     "Decode some files (in a worker): pixels, their indices, the indices of bad ones"

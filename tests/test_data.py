@@ -183,3 +183,12 @@ def test_import_is_light():
     code = f'import sys, torch; before = set(sys.modules); import jepa_lit.data; print({heavy} & set(sys.modules) - before)'
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == 'set()'
+
+
+def test_fingerprint():
+    "The same for the same pixels, in any memory layout; another for other pixels, another order or shape"
+    x = torch.arange(4 * 3 * 2 * 2, dtype=torch.uint8).view(4, 3, 2, 2)
+    same = Images(x.to(memory_format=torch.channels_last), torch.tensor([0, 1, 0, 1])).fingerprint()
+    assert same == Images(x).fingerprint() == Images(x.clone()).fingerprint()
+    others = [x.flip(0), x[:3], x.view(4, 3, 4, 1), x.view(3, 4, 2, 2), x[:0], x ^ 1]
+    assert len({same, *(Images(other).fingerprint() for other in others)}) == 7

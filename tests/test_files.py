@@ -170,3 +170,24 @@ def test_antialiased(tmp_path):
 
 def test_files_refuse_foreign_labels():
     one_line(lambda: Files(['a.png'], [0]), ValueError, 'int64', 'list')
+
+
+def test_fingerprint_of_files(tmp_path):
+    "A moved folder is the same data; another name, length, order or size is not"
+    names = ('1.png', '2.png')
+
+    def seen(folder, names=names, **options):
+        paths = [str(folder / name) for name in names]
+        return Files(paths, names=names, **options).fingerprint()
+
+    first = seen(tree(tmp_path / 'a', *names))
+    (tmp_path / 'a').rename(tmp_path / 'b')
+    assert seen(tmp_path / 'b') == first
+    others = {first, seen(tmp_path / 'b', names[::-1]), seen(tmp_path / 'b', names[:1])}
+    others.add(seen(tmp_path / 'b', size=8))
+    with open(tmp_path / 'b' / '1.png', 'ab') as file:
+        file.write(b'x')
+    others.add(seen(tmp_path / 'b'))
+    (tmp_path / 'b' / '2.png').unlink()
+    others.add(seen(tmp_path / 'b'))
+    assert len(others) == 6
