@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'RECIPES', 'PAPERS', 'Recipe', 'LeJEPARecipe', 'IJEPARecipe', 'as_dict', 'recipe', 'read_field',
-           'differences', 'digest', 'json_digest', 'describe_fields', 'type_words', 'to_toml', 'read_toml', 'from_toml',
-           'convert_old', 'build']
+           'differences', 'recipe_digest', 'json_digest', 'describe_fields', 'type_words', 'to_toml', 'read_toml',
+           'from_toml', 'convert_old', 'build']
 
 # %% ../nbs/53_recipes.ipynb #5d7127cd
 import contextlib, functools, hashlib, json, typing
@@ -357,7 +357,7 @@ def differences(
     return {k: values for k, values in found.items() if any(v != values[0] for v in values)}
 
 # %% ../nbs/53_recipes.ipynb #cd32ae4d
-def digest(
+def recipe_digest(
     recipe: Recipe,  # to name
 ) -> str:  # 32 hexadecimal digits
     "A digest of all that decides the weights."

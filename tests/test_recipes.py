@@ -19,10 +19,10 @@ from jepa_lit.recipes import (
     convert_old,
     describe_fields,
     differences,
-    digest,
     from_toml,
     read_toml,
     recipe,
+    recipe_digest,
     to_toml,
 )
 from jepa_lit.runs import Run
@@ -337,10 +337,12 @@ def test_differences_of_two_methods():
 
 def test_the_digest_names_what_decides_the_weights():
     made = [r for r in everything()]
-    assert len({digest(r) for r in made}) == len(set(made))
-    assert digest(recipe(root='a')) == digest(recipe(root='b'))
-    assert digest(recipe(lr=1e-3)) == digest(recipe(**json.loads(json.dumps(as_dict(recipe(lr=1e-3))))))
-    assert digest(recipe(split_seed=1)) != digest(recipe())
+    assert len({recipe_digest(r) for r in made}) == len(set(made))
+    assert recipe_digest(recipe(root='a')) == recipe_digest(recipe(root='b'))
+    assert recipe_digest(recipe(lr=1e-3)) == recipe_digest(
+        recipe(**json.loads(json.dumps(as_dict(recipe(lr=1e-3)))))
+    )
+    assert recipe_digest(recipe(split_seed=1)) != recipe_digest(recipe())
 
 
 def test_recipes_of_the_committed_records_are_read():
