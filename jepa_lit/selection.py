@@ -39,16 +39,12 @@ def _runs(loss, lamb, accuracy, alpha, least=3):
     lamb = _numbers('lamb', lamb)
     accuracy = _numbers('accuracy', accuracy)
     alpha = _numbers('alpha', alpha)
-    shapes = loss.shape, lamb.shape, accuracy.shape
-    if loss.ndim != 1 or len(loss) < least or len(set(shapes)) > 1:
-        got = '{}, {} and {}'.format(*shapes)
+    if loss.ndim != 1 or len(loss) < least or not loss.shape == lamb.shape == accuracy.shape:
+        got = f'{loss.shape}, {lamb.shape} and {accuracy.shape}'
         raise ValueError(f'one number a run, of at least {least} runs, expected, got shapes {got}')
-
-    low = lamb.min()
-    high = lamb.max()
-    if low < 0 or high > 1 or (low == 0 and alpha.any()):
-        span = f'{low:g} to {high:g}'
-        raise ValueError(f'lamb: weights in [0, 1] expected, above 0 where alpha is not 0, got {span}')
+    if lamb.min() < 0 or lamb.max() > 1 or (alpha.any() and not lamb.all()):
+        got = f'{lamb.min():g} to {lamb.max():g}'
+        raise ValueError(f'lamb: weights in [0, 1] expected, above 0 where alpha is not 0, got {got}')
     if np.ptp(loss) == 0 or np.ptp(accuracy) == 0:
         raise ValueError('loss and accuracy: at least two different values of each expected')
     return loss, lamb, accuracy, alpha
@@ -95,17 +91,18 @@ def selector_band(
         raise ValueError(f'resamples >= 2 and level in (0, 1) expected, got {resamples} and {level}')
     loss, lamb, accuracy, alpha = _runs(loss, lamb, accuracy, alpha)
     n = len(loss)
-    drawn = torch.randint(n, (resamples, n), generator=generator('selector', seed)).numpy()
-    found = []
-    for a in alpha.flat:
-        score = -loss / lamb**a
-        found.append(_spearman(score[drawn], accuracy[drawn]))
+    rng = generator('selector', seed)
+    drawn = torch.randint(n, (resamples, n), generator=rng, device='cpu').numpy()
+    found = [_spearman((-loss / lamb**a)[drawn], accuracy[drawn]) for a in alpha.flat]
+    low, high = _middle(np.array(found), level)
+    return low.reshape(alpha.shape), high.reshape(alpha.shape)
 
-    ends = [(1 - level) / 2, (1 + level) / 2]
+
+def _middle(found, level):
+    "The ends of the middle share of each row"
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', RuntimeWarning)  # all NaN, where loss/lamb**alpha is the same for all
-        low, high = np.nanquantile(found, ends, axis=-1)
-    return low.reshape(alpha.shape), high.reshape(alpha.shape)
+        return np.nanquantile(found, [(1 - level) / 2, (1 + level) / 2], axis=-1)
 
 # %% ../nbs/24_selection.ipynb #e8603cb1
 def selector_held_out(
@@ -124,12 +121,15 @@ def selector_held_out(
     scores = -loss / lamb ** alpha[:, None]  # a row an exponent
     rows = []
     for _ in range(splits):
-        order = torch.randperm(len(loss), generator=rng).numpy()
-        first, other = np.array_split(order, 2)
-        inside = _spearman(scores[:, first], accuracy[first])
-        best = np.nan_to_num(inside, nan=-2).argmax()
-        outside = _spearman(scores[best, other], accuracy[other])
-        plain = _spearman(-loss[other], accuracy[other])
-        rows.append((alpha[best], inside[best], outside, plain))
-    names = ('alpha', 'inside', 'outside', 'plain')
-    return dict(zip(names, np.array(rows).T))
+        order = torch.randperm(len(loss), generator=rng, device='cpu').numpy()
+        best, *judged = _judge(scores, -loss, accuracy, *np.array_split(order, 2))
+        rows.append((alpha[best], *judged))
+    return dict(zip(('alpha', 'inside', 'outside', 'plain'), np.array(rows).T))
+
+
+def _judge(scores, plain, accuracy, first, other):
+    "The row that is best on the first runs; how good it is there, on the others, and the plain score on those"
+    inside = _spearman(scores[:, first], accuracy[first])
+    best = np.nan_to_num(inside, nan=-2).argmax()
+    both = np.stack([scores[best, other], plain[other]])
+    return best, inside[best], *_spearman(both, accuracy[other])

@@ -1,10 +1,13 @@
 "Figures: what they show, of which data"
 
+import warnings
+from pathlib import Path
 import numpy as np, pytest, torch
+from matplotlib import cbook
 from PIL import Image
 from jepa_lit.data import Images
 from jepa_lit.files import Files
-from jepa_lit.pictures import curves_figure, embedding_figure, gallery, plane
+from jepa_lit.pictures import as_label, curves_figure, embedding_figure, gallery, plane, save_figure
 from jepa_lit.probes import embed_all, raw_pixels
 
 
@@ -81,9 +84,59 @@ def test_misuse_is_one_line(unchecked):
             lambda: gallery(Images(torch.zeros(9, 1, 8, 8, dtype=torch.uint8)), z),
             '9 expected, one an image, got 10',
         ),
-        (lambda: embedding_figure(z, how='umap'), "'pca' or 'tsne' expected, got 'umap'"),
+        (lambda: embedding_figure(z, how='umap'), "'umap': there are pca, tsne"),
         (lambda: embedding_figure(z, torch.zeros(3)), '10 expected, one for each embedding, got 3'),
     ):
         with pytest.raises(ValueError, match=says) as e:
             f()
         assert '\n' not in str(e.value)
+
+
+NAMES = [
+    '$x_1$', '$', '$$', 'a$b$c', r'\$', r'\alpha', r'$\frac{$', '_hidden', '__', '%s %d', '<b>&amp;', '{}', '^_^', 'x' * 500,
+    'two\nlines', '\ttab', ' ', '猫', 'قط', '😀', '\udcff', '\x00\x1b[2J', '-->', '"', "l'été",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_names_are_text(name, tmp_path):
+    "Whatever a class or a run is called: it is in the legend, is no mathematics, and is drawn without a word"
+    log = [line(0), line(1)]
+    figures = [
+        embedding_figure(torch.randn(8, 4), torch.arange(8) % 2, (name, 'other')),
+        curves_figure({name: log, 'other': log}),
+    ]
+    for i, figure in enumerate(figures):
+        legend = figure.legends[0] if figure.legends else figure.axes[0].get_legend()
+        shown = [text.get_text() for text in legend.get_texts()]
+        assert shown == [as_label(name), 'other'] and len(shown[0]) < 60
+        assert not [text for text in legend.get_texts() if cbook.is_math_text(text.get_text())]
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')
+            save_figure(figure, tmp_path / f'{i}.png')
+            save_figure(figure, tmp_path / f'{i}.svg')
+
+
+def test_a_damaged_log_is_drawn_as_far_as_it_is_one():
+    lines = [
+        line(0),
+        {'step': 1, 'loss': 'x'},
+        {'step': 2, 'loss': [1], 'lr': None},
+        {'step': 3, 'loss': 0.5},
+    ]
+    assert curves_figure(lines).axes[0].lines[0].get_xdata().tolist() == [0, 3]
+
+
+def test_a_figure_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    figure = curves_figure([line(0), line(1)])
+    save_figure(figure, tmp_path / 'a.png')
+    before = (tmp_path / 'a.png').read_bytes()
+
+    def half(path, format):
+        Path(path).write_bytes(b'half')
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(figure, 'savefig', half)
+    with pytest.raises(OSError, match='No space left'):
+        save_figure(figure, tmp_path / 'a.png')
+    assert (tmp_path / 'a.png').read_bytes() == before and len(list(tmp_path.iterdir())) == 1
