@@ -16,8 +16,8 @@ import numpy as np, torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
-from .archives import Survey, decode_sample, held_out, open_shard, survey
-from .data import Images, Splits, generator, split
+from .archives import Survey, decode_sample, held_out, mark, open_shard, survey
+from .data import Images, Splits, generator, split, tensor_digest
 from .datasets import LOADERS
 from .files import Files
 
@@ -31,6 +31,7 @@ class Shards(Files):
     buffer: int = 4096  # images held by all readers together
     lanes: int = 16  # at most so many shards are read side by side
     missing: str = 'error'  # or 'skip': what to do when a shard vanishes
+    dot: str = 'first'  # or 'last': where the name of a sample ends in a tar archive
 
     per_image = ('rows', 'labels')
 
@@ -56,6 +57,13 @@ class Shards(Files):
         "Where the images lie, for the representation"
         return f'in {len(self.paths)} shards'
 
+    def fingerprint(self) -> str:
+        "The same for the same shards in the same order, wherever their folder lies"
+        lengths = [os.path.getsize(path) if os.path.exists(path) else -1 for path in self.paths]
+        shards = list(zip(map(os.path.basename, self.paths), self.lengths, lengths))
+        rows = '' if self.rows is None else tensor_digest(self.rows)
+        return mark(self.size, self.dot, self.buffer, self.lanes, shards, rows)
+
     def name(self, i: int) -> str:
         "The shard, and the place in it"
         shard, place = _locate(self, i)
@@ -68,7 +76,7 @@ class Shards(Files):
         last_reader, at, samples = self.__dict__.get('_reading', (None, 0, None))
         if reader != last_reader or at > place:
             at = place
-            samples = open_shard(self.paths[shard], place)
+            samples = open_shard(self.paths[shard], place, self.dot)
         self.__dict__['_reading'] = reader, place + 1, samples
         name = self.name(i)
         sample = _next(samples, place - at, name)
@@ -139,8 +147,8 @@ def _locate(data: Shards, i: int) -> tuple[int, int]:
     return shard, i - start
 
 
-def _next(samples: Iterator, skip: int, name: str) -> dict:
-    "The sample after some others"
+def _next(samples: Iterator, skip: int, name: str) -> bytes:
+    "The image file after some others"
     try:
         return next(itertools.islice(samples, skip, None))
     except ImportError:
@@ -179,7 +187,7 @@ def _read_shard(data: Shards, s: int, places: Sequence[int]) -> Iterator[_Found]
         raise FileNotFoundError(f"{path}: this shard was counted and is gone; missing='skip' goes on without")
 
     at = places[0]
-    samples = open_shard(path, at)
+    samples = open_shard(path, at, data.dot)
     for done, place in enumerate(places):
         try:
             if place >= at:  # else the same image again
@@ -366,11 +374,14 @@ def load_shards(
     buffer: int = 4096,  # images held in memory to shuffle
     lanes: int = 16,  # shards read side by side
     missing: str | None = None,  # shards are an 'error', or 'skip' them; by default as JEPA_LIT_MISSING says
+    dot: str
+    | None = None,  # a sample is named up to the 'first' dot, or the 'last'; by default as JEPA_LIT_DOT says
 ) -> Splits:  # with `Shards` in it
     "Tar or parquet shards as a data set"
     missing = missing or os.environ.get('JEPA_LIT_MISSING', 'error')
-    empty = Shards([], size=size, buffer=buffer, lanes=lanes, missing=missing)
-    found = survey(root, missing)
+    dot = dot or os.environ.get('JEPA_LIT_DOT', 'first')
+    empty = Shards([], size=size, buffer=buffer, lanes=lanes, missing=missing, dot=dot)
+    found = survey(root, missing, dot)
     head, *faults = found.notes
 
     train_paths, test_paths, parts = held_out(list(found.counts))

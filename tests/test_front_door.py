@@ -23,7 +23,6 @@ RELIED_ON = """
 
 # Private parts of dependencies, each in one place that says what to do when it goes.
 PRIVATE = {
-    ('archives', 'packaged_modules'),  # the readers of tar and parquet of `datasets`
     ('callbacks', '_compiled_call_impl'),  # takes a compilation back
     ('cost', '_scaled_dot_product_flash_attention'),  # a GPU's kernel, on the meta device
     ('parallel', '_MEM_FORMAT_ENCODING'),  # in the index of a sharded checkpoint, with the next two
@@ -124,7 +123,7 @@ def test_every_public_parameter_has_a_type(module):
 
 
 def private(name):
-    return name == 'packaged_modules' or name.startswith('_') and not name.startswith('__')
+    return name.startswith('_') and not name.startswith('__')
 
 
 def test_private_parts_of_dependencies():
