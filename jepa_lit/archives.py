@@ -21,8 +21,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from .data import ImageSet, one_of, shorten
 from jepa_lit.files import (
-    _ENDINGS,
-    _walk,
+    ENDINGS,
+    walk,
     atomic_write,
     batches,
     cache_folder,
@@ -91,7 +91,7 @@ def _samples(archive: tarfile.TarFile, dot: str, faults: list) -> Iterator[list[
 
 def _images(sample: list[tarfile.TarInfo]) -> list[tarfile.TarInfo]:
     "The image files of a sample; `0007.png` comes before `0007.mask.png`"
-    found = [member for member in sample if member.isreg() and member.name.lower().endswith(_ENDINGS)]
+    found = [member for member in sample if member.isreg() and member.name.lower().endswith(ENDINGS)]
     return sorted(found, key=lambda member: member.name.count('.'))
 
 # %% ../nbs/62_archives.ipynb #e01a7220
@@ -398,7 +398,7 @@ def find_shards(
     "The shards in a folder, or those that a pattern names"
     place = os.path.expanduser(root)
     if os.path.isdir(place):
-        found = list(_walk(Path(place)))
+        found = list(walk(Path(place)))
     elif os.path.exists(place):
         found = [place]
     elif glob.has_magic(place):
