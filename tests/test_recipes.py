@@ -1,6 +1,7 @@
 "Recipes: what they refuse, what they build, what they cost, and their way through a file"
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 import pytest, torch
@@ -219,7 +220,13 @@ def test_toml_short_files(tmp_path):
         ('average = 1.0', 'expected float < 1'),
         ('memory_format = "nhwc"', 'unknown run.memory_format'),
         ('decay_shape = "cosin"', 'did you mean cosine'),
-        ('batch = 99999999999999999999', 'below 2**63'),
+        (
+            'batch = 99999999999999999999',
+            'run.batch=99999999999999999999: expected a finite number of at most 1,000,000',
+        ),
+        ('lr = 1\n[optim]\nlr = 2', 'optim.lr is given twice'),
+        ('root = "\\ud800"', 'not TOML'),
+        ('lr = ' + '[' * 5000, 'not TOML'),
         ('clip = inf', 'finite'),
     ],
 )
@@ -240,19 +247,63 @@ def test_an_error_in_a_change_is_not_the_files(tmp_path):
 
 
 def test_toml_files_that_are_none(tmp_path):
-    for path in (tmp_path / 'no.toml', tmp_path):
-        with pytest.raises(FileNotFoundError, match='not found'):
+    with pytest.raises(FileNotFoundError, match='not found'):
+        from_toml(tmp_path / 'no.toml')
+    (tmp_path / 'bytes').write_bytes(b'\xff\xfe\x00')
+    (tmp_path / 'latin').write_bytes('root = "caf\xe9"'.encode('latin-1'))
+    (tmp_path / 'loop').symlink_to('loop')
+    os.mkfifo(tmp_path / 'pipe')
+    for path in (tmp_path / 'bytes', tmp_path / 'latin', tmp_path / 'pipe', tmp_path, Path('/dev/null')):
+        with pytest.raises(ValueError, match=f'{path} is not TOML'):
             from_toml(path)
-    (tmp_path / 'b.toml').write_bytes(b'\xff\xfe\x00')
-    with pytest.raises(ValueError, match='b.toml is not TOML'):
-        from_toml(tmp_path / 'b.toml')
+    with pytest.raises((ValueError, OSError), match='loop'):
+        from_toml(tmp_path / 'loop')
+
+
+def test_home_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    (tmp_path / 'a.toml').write_text('lr = 1')
+    assert from_toml('~/a.toml') == recipe(lr=1)
+
+
+COUNTS = [
+    (method, name)
+    for method in METHODS
+    for name, kind, *_ in describe_fields(method)
+    if 'int' in kind and name.split('.')[-1] not in ('seed', 'split_seed')
+]
+
+
+@pytest.mark.parametrize('method, name', COUNTS)
+def test_no_count_fills_the_machine(method, name):
+    "A million is refused by the field itself, or by the memory that its weights ask for"
+    value = (10**9,) * 2 if name == 'backbone.widths' else 10**10
+    with pytest.raises(ValueError, match=f'{name}=.*expected a finite number of at most') as e:
+        recipe(method=method, **{name: value})
+    assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    'asked', [dict(hidden=10**6, layers=9), dict(out=10**6, hidden=10**5), dict(widths=(10**5,) * 3)]
+)
+def test_weights_that_do_not_fit_are_refused_before_they_are_made(asked):
+    with pytest.raises(ValueError, match='weights of .* GB: expected at most half of the memory'):
+        build(recipe(**asked), 32, *GRAY)
+    build(recipe(), 32, *GRAY)
+
+
+def test_a_field_that_nobody_reads_is_taken_back_where_it_was_not_asked_for():
+    made = recipe('imagenet_lejepa_vitl14', local_views=0)
+    assert made.views.local_size is None and recipe(**as_dict(made)) == made
+    assert recipe('stl10', method='ijepa', masks='random').masks.max_context == 24
+    assert recipe(backbone='timm:resnet18', local_views=2, local_size=14).views.local_size == 14
 
 
 @pytest.mark.parametrize(
     'bad, words',
     [
-        (dict(average=0.5, method='ijepa'), 'LeJEPA'),
-        (dict(accumulate=2), 'I-JEPA'),
+        (dict(average=0.5, method='ijepa'), 'optim.average=0.5 is not read with method=ijepa'),
+        (dict(accumulate=2), 'run.accumulate=2 is not read with method=lejepa'),
         (dict(warmup=1.0), r'optim.warmup=1.0: expected float < 1.0'),
         (dict(final_lr=2.0), 'optim.final_lr=2.0: expected float <= 1.0'),
         (dict(momentum=(0.9, 0.95, 1.0), method='ijepa'), 'length 2'),
@@ -268,15 +319,22 @@ def test_toml_files_that_are_none(tmp_path):
         (dict(local_size=0), '>= 1'),
         (dict(stem=3), 'stem'),
         (dict(widths=()), 'widths'),
-        (dict(patch=8), 'backbone vit'),
-        (dict(backbone='resnet18', checkpoint=True), 'backbone vit'),
-        (dict(backbone='vit_tiny', widths=(8,)), 'backbone convnet'),
+        (dict(patch=8), 'backbone.patch=8 is not read with backbone.name=convnet'),
+        (dict(backbone='timm:vit_tiny', checkpoint=True), 'not read with backbone.name=timm:vit_tiny'),
+        (dict(backbone='vit_tiny', widths=(8,)), 'not read with backbone.name=vit_tiny'),
+        (dict(local_size=14), 'views.local_size=14 is not read with views.local_views=0'),
+        (dict(decay_shape='linear'), 'not read with optim.final_weight_decay=None'),
+        (dict(method='ijepa', masks='random', n_targets=2), 'not read with masks.name=random'),
+        (dict(method='ijepa', max_context=3, masks='block'), 'masks.max_context=3 is not read'),
+        (dict(lr=1, optim=dict(lr=2)), 'optim.lr is given twice'),
+        ({'run.seed': 1, 'seed': 1}, 'run.seed is given twice'),
+        (dict(data='mnist', **{'data.name': 'mnist'}), 'data.name is given twice'),
         (dict(knots=2), '>= 3'),
         (dict(t_max=0.0), '> 0'),
-        (dict(clip=float('inf')), 'optim.clip=inf: expected finite'),
-        (dict(weight_decay=float('inf')), 'optim.weight_decay=inf: expected finite'),
+        (dict(clip=float('inf')), 'optim.clip=inf: expected a finite'),
+        (dict(weight_decay=float('inf')), 'optim.weight_decay=inf: expected a finite'),
         (dict(weight_decay=float('nan')), 'optim.weight_decay=nan'),
-        (dict(seed=10**400), r'below 2\*\*63'),
+        (dict(seed=10**400), 'at most 9,223,372,036,854,775,807'),
         (dict(seed=-1), '>= 0'),
         (dict(seed='one'), "run.seed='one': expected int"),
         (dict(size=''), None),
