@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['Kind', 'Error', 'Class', 'generator', 'split', 'pick', 'ImageSet', 'tensor_digest', 'Images', 'Splits', 'scenes',
-           'one_of', 'shorten', 'about', 'read_parameters', 'documented']
+           'one_of', 'shorten', 'about', 'printable', 'part_of', 'read_parameters', 'documented']
 
 # %% ../nbs/01_data.ipynb #c176347f
 import difflib, hashlib, inspect, re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, is_dataclass, replace
+from functools import partial
 from typing import TypeVar
 import numpy as np, torch
 from jaxtyping import Int64, UInt8
@@ -38,14 +39,16 @@ def split(
     seed: int = 0,  # another seed, another split
 ) -> tuple[Int64[Tensor, "a"], Int64[Tensor, "b"]]:  # sorted indices of the two parts
     "Two disjoint parts of n images, each class in proportion"
-    labels = torch.zeros(labels) if isinstance(labels, int) else torch.as_tensor(labels)
+    if isinstance(labels, int):
+        labels = np.zeros(labels)
+    labels = torch.as_tensor(labels, device='cpu')
     if labels.ndim != 1 or len(labels) < 2:
         raise ValueError(f'expected at least 2 labels in one row, got shape {tuple(labels.shape)}')
     if not 0 < fraction < 1:
         raise ValueError(f'fraction must lie between 0 and 1, got {fraction}')
 
     order = torch.from_numpy(np.random.RandomState(_seed(('split', seed))).permutation(len(labels)))
-    held = torch.zeros(len(labels), dtype=torch.bool)
+    held = torch.zeros(len(labels), dtype=torch.bool, device='cpu')
     for c in labels.unique():
         mine = order[labels[order] == c]
         count = max(1, round(len(mine) * fraction))
@@ -58,7 +61,7 @@ def pick(
     index: Tensor | np.ndarray | Sequence,  # indices, or a mask
 ) -> Tensor | tuple | list | None:  # of the same kind; None stays None
     "The entries at some indices, or where a mask is true"
-    index = torch.as_tensor(index)
+    index = torch.as_tensor(index, device='cpu')
     index = index.nonzero()[:, 0] if index.dtype == torch.bool else index.long()
     if rows is None or isinstance(rows, Tensor):
         return rows if rows is None else rows[index]
@@ -86,6 +89,11 @@ class ImageSet:
             given = getattr(self, what)
             if given is not None and len(given) != len(self):
                 raise ValueError(f'{len(given)} {what} for {len(self)} images')
+        known = len(self.classes) or 10**6
+        odd = () if self.labels is None else self.labels[(self.labels < 0) | (self.labels >= known)]
+        if len(odd):
+            classes = f' ({shorten(self.classes)})' if self.classes else ''
+            raise ValueError(f'labels in 0..{known - 1}{classes} expected, got {odd[0]}')
 
     def __repr__(self):
         parts = [f'{len(self):,} of {self.channels}x{self.size}x{self.size}']
@@ -192,14 +200,15 @@ def _paint(
 # %% ../nbs/01_data.ipynb #f45b473c
 def _draw(n: int, most: int, g: torch.Generator) -> tuple:
     "Count (n), ground (n 3), and of each shape its center (n most 2), radius, kind and color"
+    rand = partial(torch.rand, generator=g, dtype=torch.float32)
     count = torch.randint(1, most + 1, (n,), generator=g)
-    cell = torch.rand(n, 16, generator=g).argsort(1)[:, :most]  # of a 4x4 grid
-    jitter = torch.rand(n, most, 2, generator=g) * 0.24 - 0.12
+    cell = rand(n, 16).argsort(1)[:, :most]  # of a 4x4 grid
+    jitter = rand(n, most, 2) * 0.24 - 0.12
     center = (torch.stack([cell // 4, cell % 4], 2) + 0.5 + jitter) / 4
-    radius = 0.06 + 0.03 * torch.rand(n, most, generator=g)
-    square = torch.rand(n, most, generator=g) < 0.5
-    color = 0.5 + 0.5 * torch.rand(n, most, 3, generator=g)
-    ground = 0.35 * torch.rand(n, 3, generator=g)
+    radius = 0.06 + 0.03 * rand(n, most)
+    square = rand(n, most) < 0.5
+    color = 0.5 + 0.5 * rand(n, most, 3)
+    ground = 0.35 * rand(n, 3)
     return count, ground, center, radius, square, color
 
 
@@ -212,15 +221,16 @@ def scenes(
     "Colored discs and squares on a plain ground, their number and their smallest distance"
     if n < 1 or size < 16 or not 1 <= most <= 16:
         raise ValueError(f'scenes: n >= 1, size >= 16, most in 1..16 expected, got {n}, {size}, {most}')
-    count, ground, center, *look = _draw(n, most, generator('scenes', seed))
-    line = (torch.arange(size) + 0.5) / size
-    at = torch.stack(torch.meshgrid(line, line, indexing='ij'), 2)
-    pixels = torch.empty(n, 3, size, size, dtype=torch.uint8)
-    distance = torch.full((n,), torch.nan)
-    for i, k in enumerate(count.tolist()):
-        pixels[i] = _paint(at, ground[i], center[i, :k], *(x[i] for x in look))
-        if k > 1:
-            distance[i] = torch.pdist(center[i, :k]).min()
+    with torch.device('cpu'):  # whatever the default is
+        count, ground, center, *look = _draw(n, most, generator('scenes', seed))
+        line = (torch.arange(size) + 0.5) / size
+        at = torch.stack(torch.meshgrid(line, line, indexing='ij'), 2)
+        pixels = torch.empty(n, 3, size, size, dtype=torch.uint8)
+        distance = torch.full((n,), torch.nan)
+        for i, k in enumerate(count.tolist()):
+            pixels[i] = _paint(at, ground[i], center[i, :k], *(x[i] for x in look))
+            if k > 1:
+                distance[i] = torch.pdist(center[i, :k]).min()
     images = Images(pixels, count - 1, tuple(str(c + 1) for c in range(most)))
     return images, dict(count=count, distance=distance)
 
@@ -259,6 +269,32 @@ def about(
     error.key = key
     error.words = words
     return error
+
+# %% ../nbs/01_data.ipynb #cafe0121
+def printable(
+    name: str,  # of a file or a class
+) -> str:  # one line that any UTF-8 file can hold
+    "A name with its control characters and stray bytes written out"
+    odd = r'[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]'
+    return re.sub(odd, lambda found: ascii(found[0])[1:-1], name)
+
+# %% ../nbs/01_data.ipynb #cafe0122
+_BESIDE = r'(?:the|my|seg|data|set|images?|imgs?|photos?|pictures?|pics|files|split|part|original|raw)*'
+_PARTS = dict(
+    train='train|training|trn|trainval',
+    val='val|valid|validation|dev',
+    test='test|testing|tst|eval|evaluation|holdout|heldout',
+)
+
+
+def part_of(
+    name: str,  # of a folder or a shard
+) -> str | None:  # train, val or test
+    "The part of a data set that a name means, however it is spelled"
+    letters = re.sub("[^a-z]", "", name.casefold())[:40]
+    for part, words in _PARTS.items():
+        if re.fullmatch(f'{_BESIDE}(?:{words}){_BESIDE}[ab]?', letters):
+            return part
 
 # %% ../nbs/01_data.ipynb #6a5cbf5f
 def _comments(written):

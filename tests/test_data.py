@@ -3,7 +3,18 @@
 import inspect, pydoc, subprocess, sys
 from dataclasses import FrozenInstanceError, dataclass
 import jaxtyping, numpy as np, pytest, torch
-from jepa_lit.data import Images, Splits, documented, generator, one_of, read_parameters, scenes, split
+from jepa_lit.data import (
+    Images,
+    Splits,
+    documented,
+    generator,
+    one_of,
+    part_of,
+    printable,
+    read_parameters,
+    scenes,
+    split,
+)
 
 
 def one_line(call, kind, *parts):
@@ -192,3 +203,58 @@ def test_fingerprint():
     assert same == Images(x).fingerprint() == Images(x.clone()).fingerprint()
     others = [x.flip(0), x[:3], x.view(4, 3, 4, 1), x.view(3, 4, 2, 2), x[:0], x ^ 1]
     assert len({same, *(Images(other).fingerprint() for other in others)}) == 7
+
+
+@pytest.mark.parametrize(
+    'part, names',
+    [
+        (
+            'train',
+            'train Train TRAINING train_images images-train Train2017 trainset seg_train trainval 01_train',
+        ),
+        ('val', 'val VALID Validation val2017 dev validation_set'),
+        ('test', 'test Test TESTING test_set holdout hold-out Evaluation testB'),
+        (None, 'trains trainers training_shoes testudo valley validity cat 0 été contest partrain untrained'),
+    ],
+)
+def test_part_of(part, names):
+    wrong = [name for name in names.split() if part_of(name) != part]
+    assert not wrong
+
+
+def test_part_of_ends():
+    "A long name takes no long time"
+    assert part_of('images' * 5000) is None and part_of('partset' * 5000 + '!') is None
+
+
+def test_printable():
+    text = printable('a\nb\x1b[2J\udce9\u2028é猫')
+    assert text == r'a\nb\x1b[2J\udce9\u2028é猫' and text.encode() and printable('a b') == 'a b'
+
+
+@pytest.mark.parametrize(
+    'label, classes', [(2, 'ab'), (-1, 'ab'), (2_000_000_000, 'ab'), (2_000_000_000, '')]
+)
+def test_labels_of_no_class(label, classes):
+    x = torch.zeros(2, 1, 2, 2, dtype=torch.uint8)
+    said = one_line(lambda: Images(x, torch.tensor([0, label]), tuple(classes)), ValueError, f'got {label}')
+    assert ('a, b' in said) == bool(classes)
+
+
+def test_defaults_of_torch_do_not_matter():
+    "Another default device or type: the same images, splits and choices, on the CPU"
+
+    def made():
+        images, truth = scenes(3)
+        part = images.select([2, 0])
+        return images.pixels, truth['distance'].float(), *split([0, 0, 1, 1, 1]), *split(9), part.labels
+
+    expected = made()
+    torch.set_default_device('meta')
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = made()
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(expected, found))
