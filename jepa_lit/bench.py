@@ -554,7 +554,7 @@ def jepa_lit_bench(
         raise ValueError(f"rounds: at least 1 expected, got {rounds}")
     if threads:
         torch.set_num_threads(threads)
-    began = time.time()
+    began = time.monotonic()
     results = {}
     for name in tqdm(names, disable=len(names) == 1, desc='parts'):
         given = dict(QUICK[name]) if quick else {}

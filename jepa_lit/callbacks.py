@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['schedule', 'Schedule', 'NonFiniteGuard', 'HealthWatch', 'OnlineProbe', 'Average', 'shown_weights', 'MetricsLogger',
-           'written', 'TensorBoard', 'Progress', 'describe', 'Checkpoint', 'save_sharded', 'load_sharded', 'Signals',
-           'TimeLimit', 'Compile']
+           'written', 'TensorBoard', 'Progress', 'describe', 'Checkpoint', 'changes', 'save_sharded', 'load_sharded',
+           'heed', 'Signals', 'TimeLimit', 'Compile']
 
 # %% ../nbs/52_callbacks.ipynb #65dd940e
 import contextlib, math, os, shutil, signal, time, warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .checkpoints import Checkpoints, Damaged
 from .collapse import health, verdict
-from .data import one_of
+from .data import about, one_of, shorten
 from .sigreg import SIGReg
 from .training import Callback, TrainState
 
@@ -47,21 +47,41 @@ class Schedule(Callback):
     weight_decay: float = 0.0  # of the first group of parameters, at the first step
     final_weight_decay: float | None = None  # at the last step; as the optimizer has it by default
     decay_shape: str = 'cosine'  # way from the first to the last: 'cosine' or 'linear'
+    steps: int | None = None  # that it takes, and then stays as it is; all of the run by default
+
+    planned = None  # the steps that it took so far
 
     def __post_init__(self):
         one_of(self.decay_shape, ('cosine', 'linear'), 'decay_shape')
 
+    def on_start(self, state: TrainState) -> None:
+        before = self.planned
+        last = state.optimizer.param_groups[0]['lr']
+        self.before_step(state)
+        if before not in (None, self.planned) and state.step < state.steps:
+            now = state.optimizer.param_groups[0]['lr']
+            said = f"the schedule was for {before} steps and is for {self.planned}"
+            warnings.warn(f"{said}: the learning rate goes from {last:.2g} to {now:.2g} at step {state.step}")
+
     def before_step(self, state: TrainState) -> None:
+        self.planned = steps = self.steps or state.steps
+        step = min(state.step, steps - 1)
         groups = state.optimizer.param_groups
         for group in groups:
-            group['lr'] = self.lr * schedule(state.step, state.steps, self.warmup, self.final_lr)
+            group['lr'] = self.lr * schedule(step, steps, self.warmup, self.final_lr)
         if self.final_weight_decay is not None:
-            share = (state.step + 1) / state.steps
+            share = (step + 1) / steps
             if self.decay_shape == 'cosine':
                 share = (1 - math.cos(math.pi * share)) / 2
             first = self.weight_decay
             last = self.final_weight_decay
             groups[0]['weight_decay'] = first + (last - first) * share
+
+    def state_dict(self) -> dict:
+        return dict(steps=self.planned)
+
+    def load_state_dict(self, saved: dict) -> None:
+        self.planned = saved.get('steps')
 
 # %% ../nbs/52_callbacks.ipynb #5e307da5
 @dataclass(eq=False)
@@ -292,7 +312,8 @@ class Checkpoint(Callback):
     checkpoints: Checkpoints  # the folder of them
     every: int = 100  # steps between two
     on_full: str = 'stop'  # when one cannot be written: 'stop', or 'go on' without it
-    identity: str | None = None  # of the settings, a digest say: one with another is refused
+    identity: dict = field(default_factory=dict)  # plain values by name: one saved with others is refused
+    accept_changes: bool = False  # of the identity; they are said
 
     best = (None, -math.inf)  # step, and its score
     scores = ()  # since the last checkpoint
@@ -307,7 +328,7 @@ class Checkpoint(Callback):
                 warnings.simplefilter('ignore')  # the first process says it
             kept = self.checkpoints.load(lambda kept: self._check(state, kept))
             if kept:
-                state.load_state_dict(kept)
+                state.load_state_dict(kept, self.accept_changes)
                 self.best = kept['best']
         self.saved = state.step
         if state.parallel.mean(dict(step=float(state.step)))['step'] != state.step:
@@ -317,11 +338,15 @@ class Checkpoint(Callback):
     def _check(self, state, kept):
         "Refuse another run's checkpoint; of shards, one that cannot be read makes way for an older one"
         sharded = 'shards' in kept
-        if kept.get('identity') != self.identity or sharded != state.parallel.sharded:
+        this = f"the checkpoint of step {kept['step']} in {self.checkpoints.folder}"
+        if sharded != state.parallel.sharded:
             how = 'in shards' if sharded else 'whole'
-            raise ValueError(
-                f"{self.checkpoints!r} was saved {how} with settings {kept.get('identity')}: those differ"
-            )
+            raise about(ValueError(f"{this} was saved {how}"), how.split()[-1])
+        changed = changes(kept.get('identity') or dict.fromkeys(self.identity), self.identity)
+        if changed and not self.accept_changes:
+            raise about(ValueError(f"{this} is of another run: {changed}"), 'changed')
+        if changed:
+            warnings.warn(f"{this} is used, though {changed}")
         if sharded:
             load_sharded(self.checkpoints.folder, kept, state)
 
@@ -370,6 +395,15 @@ class Checkpoint(Callback):
             if shards:
                 self.checkpoints.wait()
 
+# %% ../nbs/52_callbacks.ipynb #0b148938
+def changes(
+    was: dict,  # plain values by name
+    now: dict,  # the same, perhaps with more names or fewer, which do not count
+) -> str:  # in words; empty if there are none
+    "What was, and what is."
+    differ = [f"{k} was {was[k]} and is {now[k]}" for k in now if k in was and was[k] != now[k]]
+    return shorten(differ)
+
 # %% ../nbs/52_callbacks.ipynb #e504ed8d
 def save_sharded(
     folder: Path,  # of the checkpoints
@@ -397,11 +431,29 @@ def load_sharded(
     if state.parallel.any(said):
         raise Damaged(said or f"{place} cannot be read by another process")
 
+# %% ../nbs/52_callbacks.ipynb #20e7bfda
+@contextlib.contextmanager
+def heed(
+    handler: Callable,  # of (number, frame)
+) -> Iterator[None]:
+    "Hand signals that ask for an end to a handler while a block runs; what was ignored stays ignored."
+    before = {}
+    for name in ('SIGINT', 'SIGTERM', 'SIGUSR1', 'SIGHUP'):  # SIGHUP: a closed terminal
+        number = getattr(signal, name, signal.SIGTERM)  # Windows lacks some
+        with contextlib.suppress(ValueError):  # only the main thread may
+            if signal.getsignal(number) not in (signal.SIG_IGN, None, handler):
+                before[number] = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
 # %% ../nbs/52_callbacks.ipynb #7ef7c176
 class Signals(Callback):
     "Ends the run after a step when a signal asks for it; a second SIGINT ends it at once."
 
-    handlers = ()
+    heeded = contextlib.ExitStack()  # nothing yet
 
     def on_start(self, state: TrainState) -> None:
         state.asked |= dict(interrupted=False, signalled=False)
@@ -411,20 +463,12 @@ class Signals(Callback):
                 raise KeyboardInterrupt
             state.asked['interrupted' if number == signal.SIGINT else 'signalled'] = True
 
-        self.handlers = []
-        for name in ('SIGINT', 'SIGTERM', 'SIGUSR1', 'SIGHUP'):  # SIGHUP: a closed terminal
-            number = getattr(signal, name, None)  # Windows lacks some
-            with contextlib.suppress(ValueError):  # only the main thread may
-                if number:
-                    self.handlers.append((number, signal.signal(number, ask)))
+        self.heeded = contextlib.ExitStack()
+        self.heeded.enter_context(heed(ask))
 
     def on_end(self, state: TrainState) -> None:
-        for number, handler in self.handlers:
-            signal.signal(number, handler)
-        for reason in (
-            'interrupted',
-            'signalled',
-        ):  # after the last step: what follows the run may have to wait
+        self.heeded.close()
+        for reason in ('interrupted', 'signalled'):  # after the last step: what follows may have to wait
             if state.status == 'done' and state.parallel.any(state.asked[reason]):
                 state.status = reason
 

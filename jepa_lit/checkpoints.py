@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .data import generator
-from .files import digest, sync
+from .data import about, generator
+from .files import digest, read_text, sync
 
 # %% ../nbs/50_checkpoints.ipynb #1f68056b
 class _Hashed:
@@ -55,8 +55,9 @@ def write_checkpoint(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tmp = folder / f'.step-{step:08d}.{os.getpid()}.tmp'
+    tmp.unlink(missing_ok=True)
     try:
-        with open(tmp, 'wb') as file:
+        with open(tmp, 'xb') as file:  # a new one: no link is followed
             out = _Hashed(file)
             torch.save(state, out)
         if out.error:
@@ -80,8 +81,10 @@ def verified(
     "Check that a file's bytes have the digest in its name."
     path = Path(path)
     named = _NAME.fullmatch(path.name)
-    if not named:
-        raise Damaged(f"{path} is not a checkpoint of jepa_lit: expected step-00000100-<digest>.pt, say")
+    if not named or not path.is_file():
+        raise Damaged(
+            f"{path} is not a checkpoint of jepa_lit: expected a file step-00000100-<digest>.pt, say"
+        )
     if digest(path) != named[2]:
         raise Damaged(f"{path} is damaged: its bytes do not have the digest in its name")
     return int(named[1])
@@ -127,11 +130,13 @@ class Checkpoints:
         self,
         folder: str | Path,  # where they lie
         keep_last: int = 2,  # how many of the last ones to keep, at least 1
+        mark: Path | None = None,  # an empty file, made once the first one is whole
     ):
         if keep_last < 1:
             raise ValueError(f"Checkpoints: expected to keep at least 1, got {keep_last}")
         self.folder = Path(folder)
         self.keep_last = keep_last
+        self.mark = mark
         self.pool = ThreadPoolExecutor(1, 'checkpoint')
         self.writing = None
 
@@ -160,6 +165,8 @@ class Checkpoints:
         "Write it; remove what it replaces, and earlier ones but for the last few and the best"
         step = state['step']
         new = write_checkpoint(self.folder, state, step)
+        if self.mark:
+            self.mark.touch()
         same = [path for s, path in self.files() if s == step and path != new]
         earlier = [(s, path) for s, path in self.files() if s < step]
         gone = earlier[: max(0, len(earlier) - self.keep_last + 1)]
@@ -189,7 +196,8 @@ class Checkpoints:
                 warnings.warn(f"{line}; going on from step {step}", stacklevel=2)
             return state
         if bad:
-            raise Damaged(f"no checkpoint in {self.folder} can be read: {'; '.join(bad)}")
+            error = Damaged(f"no checkpoint in {self.folder} can be read: {'; '.join(bad)}")
+            raise about(error, 'unreadable')
 
     def last(self) -> Path | None:  # None if there is none
         "The newest file whose digest is right."
@@ -256,11 +264,13 @@ def locked(
 ) -> Iterator[None]:
     "A folder for oneself, until the block ends or the process dies; again inside itself it does nothing."
     path = Path(folder).resolve() / '.lock'
+    if path.is_symlink() or path.exists() and not path.is_file():
+        raise ValueError(f"{path}: a plain file is expected")
     lock = filelock.FileLock(path, timeout=0, is_singleton=True, on_acquired=_sign)
     try:
         lock.acquire()
     except filelock.Timeout:
-        who = path.read_text().strip() or 'another process'
+        who = read_text(path).strip() or 'another process'
         raise ValueError(f"{folder} is in use by {who}: two runs cannot share a folder") from None
     except OSError as e:
         warnings.warn(f"{folder} cannot be locked ({e.strerror}): see to it that no other run uses it")

@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 from . import shards  # where `load` finds the data set of that name
 from jepa_lit.callbacks import (
     Average,
@@ -40,17 +41,18 @@ from jepa_lit.callbacks import (
     Signals,
     TensorBoard,
     TimeLimit,
+    heed,
 )
 from .files import atomic_write
 from .collapse import health, verdict
-from .data import Images, Splits, generator, split
+from .data import Images, Splits, about, generator, shorten, split
 from .datasets import channel_statistics, load
 from .files import Files, batches
 from .parallel import ParallelContext
 from .pictures import curves_figure, embedding_figure, gallery
 from .probes import Table, embed_all, knn, probe, raw_pixels, ridge
 from .recipes import Recipe, as_dict, build, to_toml
-from .runs import Options, Run, record, save_model
+from .runs import Options, Run, identity, record, save_model
 from jepa_lit.training import (
     Callback,
     SingleProcess,
@@ -81,10 +83,11 @@ def load_splits(
     if splits.test is not None and len(splits.test) < 2:
         note = f'a test part of {len(splits.test)} is too small to probe on: going on without labels'
         return replace(splits, test=None, notes=(*splits.notes, note))
+    asked = 'validate' if data.validate else 'split_seed' if data.split_seed else ''
+    if asked and splits.test is None:
+        raise ValueError(f"{asked} needs labels and a test part, and {data.name} has none here")
     if not data.validate:
         return splits
-    if splits.test is None:
-        raise ValueError(f"validate needs labels and a test part, and {data.name} has none here")
 
     rest, held = split(splits.train.labels, 0.2, data.split_seed)
     note = 'validate: reporting on a fifth of the training part, the test part is untouched'
@@ -103,7 +106,7 @@ def read_sample(
 ) -> Images:  # in memory
     "Some images of a data set; an error if none of them can be read."
     source = getattr(data, 'sample', data)
-    order = torch.linspace(0, len(source) - 1, min(len(source), many)).long()
+    order = torch.linspace(0, len(source) - 1, min(len(source), many), device='cpu').long()
     return Images(torch.cat([pixels for pixels, _ in batches(source, order, workers=workers)]))
 
 # %% ../nbs/73_experiment.ipynb #c8e85f69
@@ -120,23 +123,23 @@ def online_probe(
         warnings.warn('no labels of two classes or more: going on without an online probe')
         return None
     labeled = functools.cache(lambda: _labeled(data, split_seed, workers, many))
+    return lambda method, step: _look(method, precision, *labeled())
 
-    @torch.no_grad()
-    def look(method, step):
-        pixels, y, learn, judge = labeled()
-        with torch.autocast(device().type, torch.bfloat16, enabled=precision == 'bfloat16'):
-            z = torch.cat([method.embed(p).float().cpu() for p in pixels.split(256)])
-        if not z.isfinite().all():
-            return {}
-        parts = z[learn], y[learn], z[judge], y[judge]
-        return dict(knn=round(knn(*parts), 4), linear=round(ridge(*parts), 4))
 
-    return look
+@torch.no_grad()
+def _look(method, precision, pixels, y, learn, judge):
+    "The figures of the probe; none where an embedding is not finite"
+    with torch.autocast(device().type, torch.bfloat16, enabled=precision == 'bfloat16'):
+        z = torch.cat([method.embed(p).float().cpu() for p in pixels.split(256)])
+    if not z.isfinite().all():
+        return {}
+    parts = z[learn], y[learn], z[judge], y[judge]
+    return dict(knn=round(knn(*parts), 4), linear=round(ridge(*parts), 4))
 
 
 def _labeled(data, split_seed, workers, many):
     "Pixels, labels, and the indices of those to learn from and to judge"
-    order = torch.randperm(len(data), generator=generator(split_seed, 'online probe'))[:many]
+    order = torch.randperm(len(data), generator=generator(split_seed, 'online probe'), device='cpu')[:many]
     pixels, kept = zip(*batches(data, order, 256, workers))
     labels = data.labels[torch.cat(kept)]
     return torch.cat(pixels), labels, *split(labels, 1 / 3, split_seed)
@@ -151,29 +154,41 @@ def make_callbacks(
     minutes: float | None = None,  # wall-clock limit
     progress: bool = False,  # show a bar
 ) -> list[Callback]:  # in the order of their calls
-    "What stands beside the loop."
-    optim = recipe.optim
-    decay = optim.weight_decay, optim.final_weight_decay, optim.decay_shape
+    "What stands beside the loop, but for the checkpoints."
+    how = recipe.run
+    average = recipe.optim.average
     look = None
     if options.probe_every:
-        dtype = precision(recipe.run.precision)
-        look = online_probe(labeled, recipe.data.split_seed, dtype, options.workers)
+        look = online_probe(labeled, recipe.data.split_seed, precision(how.precision), options.workers)
 
     made = [
-        run and Checkpoint(run.checkpoints, options.checkpoint_every, options.on_full),
         Signals(),
-        Schedule(optim.lr, optim.warmup, optim.final_lr, *decay),
+        _schedule(recipe.optim, how.schedule_steps),
         NonFiniteGuard(options.max_skipped),
-        None if optim.average is None else Average(optim.average),
+        None if average is None else Average(average),
         HealthWatch(sample.pixels[:256].clone(), options.watch_every),
         look and OnlineProbe(look, options.probe_every),
-        run and MetricsLogger(run.log, run.truncate, options.on_full),
+        run and MetricsLogger(run.log, functools.partial(_begin, run, recipe, options), options.on_full),
         run and options.tensorboard and TensorBoard(run.path / 'tensorboard'),
         progress and Progress(),
         None if minutes is None else TimeLimit(minutes),
-        recipe.run.compile and Compile(),
+        how.compile and Compile(),
     ]
     return [callback for callback in made if callback]
+
+
+def _schedule(optim, steps):
+    "The schedule that a recipe asks for"
+    decay = optim.weight_decay, optim.final_weight_decay, optim.decay_shape
+    return Schedule(optim.lr, optim.warmup, optim.final_lr, *decay, steps)
+
+
+def _begin(run, recipe, options, step):
+    "The folder says what is trained from a step on"
+    run.write_recipe(recipe, options)
+    with atomic_write(run.path / 'recipe.toml') as tmp:
+        tmp.write_text(to_toml(recipe), encoding='utf-8')
+    run.truncate(step)
 
 # %% ../nbs/73_experiment.ipynb #39bea9a4
 def resolve(
@@ -184,30 +199,37 @@ def resolve(
     parallel: SingleProcess | ParallelContext = SingleProcess(),  # the processes
     minutes: float | None = None,  # wall-clock limit
     progress: bool = False,  # show a bar
+    accept_changes: bool = False,  # go on from a checkpoint of another recipe or of other data
 ) -> dict:  # what `fit` takes
     "A recipe as a method, batches, an optimizer and callbacks."
     data = splits.train if splits.unlabeled is None else splits.unlabeled
     how = recipe.run
     batches = stream(data, how.batch, how.seed, workers=options.workers)
     sample = read_sample(data, workers=options.workers)
-    if run:
-        run.checkpoints.keep_last = options.keep_last
     method = build(recipe, data.size, *channel_statistics(sample))
 
     to_device(method, 'contiguous' if parallel.sharded else how.memory_format)
     parallel.wrap(method)  # before the optimizer, which takes the parameters as they are then
+    first = [_checkpoint(run, recipe, options, data, accept_changes)] if run else []
     return dict(
         method=method,
         batches=batches,
         optimizer=recipe.optim.optimizer(method),
         steps=how.steps,
-        callbacks=make_callbacks(recipe, options, splits.train, sample, run, minutes, progress),
+        callbacks=first + make_callbacks(recipe, options, splits.train, sample, run, minutes, progress),
         seed=how.seed,
         parallel=parallel,
         precision=how.precision,
         accumulate=how.accumulate,
         clip=recipe.optim.clip,
     )
+
+
+def _checkpoint(run, recipe, options, data, accept_changes):
+    "The checkpoints of a run, which know what it was made of"
+    run.checkpoints.keep_last = options.keep_last
+    made_of = identity(recipe) | {'data.fingerprint': getattr(data, 'fingerprint', str)()}
+    return Checkpoint(run.checkpoints, options.checkpoint_every, options.on_full, made_of, accept_changes)
 
 # %% ../nbs/73_experiment.ipynb #cf4a40bb
 def small_pixels(
@@ -255,22 +277,34 @@ def evaluate(
     splits: Splits,  # training and test part
     workers: int = 0,  # processes that read files
     progress: bool = False,  # show bars
+    probes: bool = True,  # probe, where there are labels
 ) -> Evaluation:
     "Probe raw pixels, the untrained and the trained encoder; without labels, measure their health."
     part = splits.train if splits.test is None else splits.test
-    probes = {}
+    found = {}
     state = {}
-    for name, embed in encoders(method, recipe).items():
-        z, kept = embed_all(embed, part, workers=workers, progress=progress)
+    rows = encoders(method, recipe)
+    for name, embed in tqdm(rows.items(), 'evaluating', unit='row', disable=not progress, leave=False):
+        z, kept = _embed(embed, name, part, workers, progress)
         state[name] = health(z)
-        if splits.test is not None:
-            train_z, known = embed_all(embed, splits.train, workers=workers, progress=progress)
+        if probes and splits.test is not None:
+            train_z, known = _embed(embed, name, splits.train, workers, progress)
             train_y = splits.train.labels[known]
-            probes[name] = probe(train_z, train_y, z, part.labels[kept], seed=recipe.data.split_seed)
+            found[name] = probe(train_z, train_y, z, part.labels[kept], seed=recipe.data.split_seed)
         if name == 'trained':
             embeddings = z
             images = part.select(kept)
-    return Evaluation(probes, state, embeddings, images)
+    return Evaluation(found, state, embeddings, images)
+
+
+def _embed(embed, name, part, workers, progress):
+    "The embeddings of a part, and whose they are; an error where they are of no use to a probe"
+    z, kept = embed_all(embed, part, workers=workers, progress=progress)
+    if not z.square().sum(1).isfinite().all():
+        raise FloatingPointError(
+            f"the run has diverged: the embeddings of '{name}' are not finite, or too large"
+        )
+    return z, kept
 
 # %% ../nbs/73_experiment.ipynb #c0f55d67
 def report(
@@ -290,12 +324,12 @@ def report(
 
 
 def _health_table(state):
-    "The health of each row's embeddings, where there are no labels to probe with"
+    "The health of each row's embeddings, where there are no probes"
     lines = [f"{'':12}{'effective rank':>16}{'spread':>10}{'mean cosine':>13}"]
     for name, s in state.items():
         rank = f"{s['effective_rank']:>9.1f} of {s['width']:<4}"
         lines.append(f"{name:12}{rank}{s['spread']:>9.3f}{s['mean_cosine']:>13.3f}")
-    said = f"no labels: the health of the embeddings instead of probes; {verdict(state['trained'])}"
+    said = f"no probes: the health of the embeddings instead; {verdict(state['trained'])}"
     return '\n'.join([*lines, said])
 
 # %% ../nbs/73_experiment.ipynb #7c340ebc
@@ -314,23 +348,17 @@ def default_folder(
 def heed_signals(
     out: Path,  # folder of the run, for the message
 ) -> Iterator[None]:
-    "Outside the loop, SIGINT, SIGTERM and SIGUSR1 end the run at once."
+    "Outside the loop, signals that ask for an end end the run at once."
 
     def stop(number, frame):
         kind = KeyboardInterrupt if number == signal.SIGINT else Signalled
-        what = f"with all that was done in {out}" if Run.exists(out) else "before the run began"
-        raise kind(f"stopped by {signal.Signals(number).name}, {what}")
+        said = f"stopped by {signal.Signals(number).name}"
+        if Run.exists(out):
+            raise about(kind(f"{said}, with all that was done in {out}"), 'go on', out)
+        raise about(kind(f"{said}, before the run began"), 'again')
 
-    old = {}
-    for name in ('SIGINT', 'SIGTERM', 'SIGUSR1'):
-        number = getattr(signal, name, signal.SIGTERM)
-        with contextlib.suppress(ValueError):  # only the main thread may
-            old.setdefault(number, signal.signal(number, stop))
-    try:
+    with heed(stop):
         yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 # %% ../nbs/73_experiment.ipynb #65696d2f
 @contextlib.contextmanager
@@ -358,7 +386,7 @@ def _in_turn(parallel):
 
 
 @contextlib.contextmanager
-def _run_folder(run, recipe, options, overwrite, resume, parallel):
+def _run_folder(run, recipe, options, overwrite, resume, parallel, began):
     "The run's folder, made by the first process; a new one is taken away again if nothing came of it"
     first = parallel.rank == 0
     fresh = first and not resume and not run.path.exists()
@@ -372,6 +400,10 @@ def _run_folder(run, recipe, options, overwrite, resume, parallel):
         if fresh and not run.lines(skipped=True):
             shutil.rmtree(run.path)
         raise
+    except FloatingPointError as e:
+        if first:
+            run.write('metrics.json', dict(status=f'failed: {e}', **record(recipe, began)))
+        raise
     finally:
         run.close()
 
@@ -383,7 +415,7 @@ def join_processes(
     if int(os.environ.get('WORLD_SIZE') or 1) > 1 or shard and 'RANK' in os.environ:
         return ParallelContext(shard)
     if shard:
-        raise ValueError("sharded training needs several processes, and this is one alone")
+        raise about(ValueError("sharded training needs several processes, and this is one alone"), 'alone')
     return SingleProcess()
 
 
@@ -420,21 +452,13 @@ def summarize(
     )
 
 
-def _write_result(run, recipe, options, result, began):
-    "Recipe and figures of the training, before the evaluation"
-    run.write_recipe(recipe, options)
-    with atomic_write(run.path / 'recipe.toml') as tmp:
-        tmp.write_text(to_toml(recipe), encoding='utf-8')
-    run.write('metrics.json', dict(**result, **record(recipe, began)))
-
-
-def _save(state, run, recipe, options, result, began):
-    "What is there before the evaluation: recipe, figures and, of a run that was not told to stop, the model"
+def _save(state, run, recipe, result, began):
+    "What is there before the evaluation: figures and, of a run that was not told to stop, the model"
     method = _gather(state, recipe)
     if state.parallel.rank == 0:
-        _write_result(run, recipe, options, result, began)
-    if state.parallel.rank == 0 and state.status not in ('interrupted', 'signalled'):
-        save_model(method, recipe, run.path / 'model.safetensors')
+        run.write('metrics.json', dict(**result, **record(recipe, began)))
+        if state.status not in ('interrupted', 'signalled'):
+            save_model(method, recipe, run.path / 'model.safetensors')
     return method
 
 
@@ -449,10 +473,9 @@ def _say_result(result, steps, say):
 def _raise_if_stopped(state, out):
     "A run that was told to stop is no finished run"
     said = f"stopped by a signal at step {state.step}, with a checkpoint in {out}"
-    if state.status == 'interrupted':
-        raise KeyboardInterrupt(said)
-    if state.status == 'signalled':
-        raise Signalled(said)
+    kind = dict(interrupted=KeyboardInterrupt, signalled=Signalled).get(state.status)
+    if kind:
+        raise about(kind(said), 'go on', out)
 
 # %% ../nbs/73_experiment.ipynb #0cf4ca30
 def train(
@@ -466,9 +489,11 @@ def train(
     say: Callable = print,  # where to report
     shard: bool = False,  # of several processes: spread parameters over them (FSDP2)
     evaluate: bool = True,  # judge the model at the end, and draw its pictures
+    probes: bool = True,  # probe it, too
+    accept_changes: bool = False,  # go on from a checkpoint of another recipe or of other data
 ) -> Run:  # the finished run
     "Train by a recipe, evaluate, and leave everything in the run's folder."
-    began = time.time()
+    began = time.monotonic()
     run = Run(out or default_folder(recipe))
     with use_threads(options.threads), heed_signals(run.path):
         _check(run, overwrite, resume, minutes)
@@ -478,15 +503,15 @@ def train(
             splits = load_splits(recipe, options)
         tell(repr(splits))
 
-        settings = resolve(recipe, options, splits, run, parallel, minutes, progress)
-        with _run_folder(run, recipe, options, overwrite, resume, parallel):
-            state = _fit(settings, run, recipe, options, began)
+        settings = resolve(recipe, options, splits, run, parallel, minutes, progress, accept_changes)
+        with _run_folder(run, recipe, options, overwrite, resume, parallel, began):
+            state = fit(**settings)
             result = summarize(state, recipe)
-            method = _save(state, run, recipe, options, result, began)
+            method = _save(state, run, recipe, result, began)
             _say_result(result, recipe.run.steps, tell)
             _raise_if_stopped(state, run.path)
             if evaluate and parallel.rank == 0:
-                finish(run, method, recipe, options, splits, result, began, progress, say)
+                finish(run, method, recipe, options, splits, result, began, progress, say, probes)
     return run
 
 
@@ -502,16 +527,6 @@ def _check(run, overwrite, resume, minutes):
 
 def _silent(text):
     pass
-
-
-def _fit(settings, run, recipe, options, began):
-    "The loop; a run that fails says so in its record"
-    try:
-        return fit(**settings)
-    except FloatingPointError as e:
-        if settings['parallel'].rank == 0:
-            _write_result(run, recipe, options, dict(status=f'failed: {e}'), began)
-        raise
 
 # %% ../nbs/73_experiment.ipynb #a650faff
 KEYS = (
@@ -532,35 +547,31 @@ def finish(
     options: Options,  # workers
     splits: Splits,  # the data
     result: dict,  # what `summarize` gave
-    began: float,  # time.time() at the start
+    began: float,  # time.monotonic() at the start
     progress: bool = True,  # show bars
     say: Callable = print,  # where to report
+    probes: bool = True,  # probe it, too
 ) -> None:
     "Evaluate the trained model, draw the pictures, write the record."
-    found = evaluate(method, recipe, splits, options.workers, progress)
+    found = evaluate(method, recipe, splits, options.workers, progress, probes)
     lines = run.lines()
     _draw(run, found, lines, getattr(method, 'healthy', None))
 
+    seen = _last_words(lines, method, splits)
+    judged = dict(probes=found.probes, health=found.health, recipe=as_dict(recipe))
+    run.write('metrics.json', dict(**result, **record(recipe, began), **seen, **judged))
+    say(f"\n{report(found.probes, found.health)}\n")
+    _say_end(run, seen, time.monotonic() - began, say)
+
+
+def _last_words(lines, method, splits):
+    "What a run ends with beside its probes: the last figures, and the images that could not be read"
     last = lines[-20:]
     final = {k: sum(line[k] for line in last) / len(last) for k in KEYS if last and k in last[0]}
+    healthy = {'healthy_sigreg': method.healthy} if 'sigreg' in final else {}
     parts = [part for part in (splits.train, splits.test, splits.unlabeled) if part is not None]
     skipped = sorted({name for part in parts for name in part.skipped})
-    healthy = {'healthy_sigreg': method.healthy} if 'sigreg' in final else {}
-    run.write(
-        'metrics.json',
-        dict(
-            **result,
-            **record(recipe, began),
-            last_20_steps=final,
-            **healthy,
-            probes=found.probes,
-            health=found.health,
-            skipped=skipped,
-            recipe=as_dict(recipe),
-        ),
-    )
-    say(f"\n{report(found.probes, found.health)}\n")
-    _say_end(run, final, skipped, healthy, time.time() - began, say)
+    return dict(last_20_steps=final, **healthy, skipped=skipped)
 
 
 def _draw(run, found, lines, healthy):
@@ -578,15 +589,16 @@ def _draw(run, found, lines, healthy):
             figure.savefig(tmp, format='png')
 
 
-def _say_end(run, final, skipped, healthy, seconds, say):
+def _say_end(run, seen, seconds, say):
+    final = seen['last_20_steps']
+    skipped = seen['skipped']
     if 'sigreg' in final:
-        gaussian = f"truly Gaussian samples: {healthy['healthy_sigreg']:.2f}"
+        gaussian = f"truly Gaussian samples: {seen['healthy_sigreg']:.2f}"
         say(f"SIGReg over the last 20 steps: {final['sigreg']:.2f} ({gaussian})")
     if 'position_mean' in final:
         beat = f"the mean of each position: {final['position_mean']:.4f}, the line to beat"
         say(f"prediction over the last 20 steps: {final['prediction']:.4f} ({beat})")
     if skipped:
-        more = ', ...' if len(skipped) > 5 else ''
-        say(f"{len(skipped)} unreadable images were skipped: {', '.join(skipped[:5])}{more}")
+        say(f"{len(skipped)} unreadable images were skipped: {shorten(skipped)}")
     pictures = ', '.join(sorted(path.name for path in run.path.glob('*.png')))
     say(f"saved in {run.path} after {seconds:.0f} s: model.safetensors, metrics.json, log.jsonl, {pictures}")

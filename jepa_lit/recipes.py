@@ -106,7 +106,7 @@ class IJEPARecipe(Recipe):
             predictor,
             self.masks.sampler(net.grid),
             self.loss.momentum,
-            self.run.steps,
+            self.run.schedule_steps or self.run.steps,
             self.loss.name,
             self.loss.normalize,
             self.loss.targets,

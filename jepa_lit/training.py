@@ -17,8 +17,9 @@ import torch
 from msgspec import Meta
 from torch import Tensor, nn
 
+import jepa_lit
 from .checkpoints import own_random, random_states, set_random_states
-from .data import generator
+from .data import about, generator, one_of
 from .files import batches
 
 # %% ../nbs/51_training.ipynb #7511edad
@@ -29,7 +30,7 @@ def _shuffled(data, batch, seed, step, workers, rows):
     said = []
     while True:
         epoch, i = divmod(step, per_epoch)
-        order = torch.randperm(len(data), generator=generator(seed, 'order', epoch))
+        order = torch.randperm(len(data), generator=generator(seed, 'order', epoch), device='cpu')
         order = order[: per_epoch * batch].view(per_epoch, batch)
         yield from _read(data, order[i:, first:last], workers, said)
         step = (epoch + 1) * per_epoch
@@ -54,7 +55,7 @@ def _read(data, order, workers, said):
                     f"{path} cannot be read: another image of its batch takes its place",
                     stacklevel=2,
                 )
-            pixels = pixels[torch.arange(len(wanted)) % len(good)]
+            pixels = pixels[torch.arange(len(wanted), device='cpu') % len(good)]
         yield pixels
 
 # %% ../nbs/51_training.ipynb #1df91bb1
@@ -69,9 +70,8 @@ class Stream:
 
     def __post_init__(self):
         if not hasattr(self.data, 'stream') and not 1 <= self.batch <= len(self.data):
-            raise ValueError(
-                f"expected a batch of 1 to {len(self.data)}, the images there are; got {self.batch}"
-            )
+            said = f"expected a batch of 1 to {len(self.data)}, the images there are; got {self.batch}"
+            raise about(ValueError(said), 'batch')
 
     def at(
         self,
@@ -130,7 +130,9 @@ def reseed(
 def device() -> torch.device:  # where to train
     "CUDA if there is one, else Apple's MPS, else the CPU. `JEPA_LIT_DEVICE` overrides it."
     found = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
-    return torch.device(os.environ.get('JEPA_LIT_DEVICE', found))
+    asked = os.environ.get('JEPA_LIT_DEVICE') or found
+    one_of(asked.split(':')[0], dict.fromkeys(['cpu', found]), 'device in JEPA_LIT_DEVICE')
+    return torch.device(asked)
 
 # %% ../nbs/51_training.ipynb #f7e49d78
 def precision(
@@ -179,13 +181,16 @@ def gradients(
         loss = loss + share * one.detach()
         logs = {k: logs.get(k, 0.0) + share * v for k, v in more.items()}
 
+    return loss, dict(logs, grad_norm=_clipped(optimizer, clip))
+
+
+def _clipped(optimizer, clip):
+    "The norm of the gradient, before it is clipped"
     params = [p for group in optimizer.param_groups for p in group['params'] if p.grad is not None]
     norm = nn.utils.get_total_norm([p.grad for p in params])
     if clip:
         nn.utils.clip_grads_with_norm_(params, clip, norm)
-    if hasattr(norm, 'full_tensor'):  # of sharded parameters
-        norm = norm.full_tensor()
-    return loss, dict(logs, grad_norm=norm)
+    return norm.full_tensor() if hasattr(norm, 'full_tensor') else norm  # whole, of sharded parameters
 
 # %% ../nbs/51_training.ipynb #cc7deb1a
 def param_groups(
@@ -256,6 +261,7 @@ class TrainState:
     parallel: Any  # the processes
     model: nn.Module  # the method as the parallel context wraps it
     shown: nn.Module  # the method to look at: averaged, if a callback averages
+    precision: str = 'float32'  # as asked of `fit`
 
     step: int = 0  # steps taken, skipped ones included
     start: int = 0  # steps taken before this process began
@@ -300,8 +306,16 @@ class TrainState:
     def position(self) -> dict:
         "What the order of the images, and the last bits of sums, depend on beside the step."
         data, batch = [getattr(self.batches, k, None) for k in ('data', 'batch')]
-        images = len(data) if hasattr(data, '__len__') else None
-        return dict(seed=self.seed, batch=batch, images=images, threads=torch.get_num_threads())
+        return dict(
+            seed=self.seed,
+            batch=batch,
+            images=len(data) if hasattr(data, '__len__') else None,
+            threads=torch.get_num_threads(),
+            device=self.parallel.device.type,
+            precision=precision(self.precision),
+            torch=str(torch.__version__),
+            jepa_lit=jepa_lit.__version__,
+        )
 
     def state_dict(self) -> dict:
         "All that a later process needs but shards; of callbacks with a state, one of each class."
@@ -311,11 +325,16 @@ class TrainState:
             kept |= dict(method=self.method.state_dict(), optimizer=self.optimizer.state_dict())
         return kept
 
-    def load_state_dict(self, kept: dict) -> None:
-        "Go on from where `state_dict` was taken; one line says why it does not fit."
+    def load_state_dict(self, kept: dict, accept: bool = False) -> None:
+        "Go on from where `state_dict` was taken, with another seed or batch if accepted; or say why not."
         step = kept['step']
+        if step > self.steps:
+            said = (
+                f"the checkpoint of step {step} does not fit: it is beyond the {self.steps} steps of this run"
+            )
+            raise about(ValueError(said), 'steps')
         try:
-            self._compare(step, kept['position'])
+            self._compare(step, kept['position'], accept)
             if not self.parallel.sharded:
                 self.method.load_state_dict(kept['method'])
                 self.optimizer.load_state_dict(kept['optimizer'])
@@ -328,15 +347,13 @@ class TrainState:
             set_random_states(kept['random'])
         self.step = step
 
-    def _compare(self, step, was):
+    def _compare(self, step, was, accept):
         "Refuse another run's state, and say what may change the last bits"
-        if step > self.steps:
-            raise ValueError(f"it is beyond the {self.steps} steps of this run")
         for k, now in self.position().items():
-            said = f"{k} was {was[k]} when step {step} was saved, and is {now}"
-            if was[k] != now and k in ('seed', 'batch'):
+            said = f"{k} was {was.get(k)} when step {step} was saved, and is {now}"
+            if was.get(k) != now and k in ('seed', 'batch') and not accept:
                 raise ValueError(said)
-            if was[k] != now:
+            if was.get(k) != now:
                 warnings.warn(f"{said}: the run will not end as it would have")
 
 # %% ../nbs/51_training.ipynb #c7f91196
@@ -387,7 +404,8 @@ def fit(
 ) -> TrainState:  # with its status, step and metrics
     "Train a method."
     model = parallel.wrap(method.to(parallel.device))
-    state = TrainState(method, batches, optimizer, steps, [*callbacks], seed, parallel, model, method)
+    parts = method, batches, optimizer, steps, [*callbacks], seed, parallel, model, method
+    state = TrainState(*parts, precision)
     known = {id(p) for p in method.parameters()}
     if not known.issuperset(id(p) for group in optimizer.param_groups for p in group['params']):
         raise ValueError(
@@ -395,20 +413,11 @@ def fit(
         )
 
     rows = _divide(state, accumulate) if parallel.size > 1 else {}
-    how = dict(accumulate=accumulate, clip=clip, dtype=precision)
     with own_random(seed, 'run', parallel.rank), contextlib.ExitStack() as ends:
         for callback in reversed(state.callbacks):
             ends.callback(callback.on_end, state)
         try:
-            _call(state, 'on_start')
-            state.start = state.step
-            state.began = time.monotonic()
-            source = _source(state)
-            ends.callback(getattr(source, 'close', int))
-            while state.step < steps and not state.status:
-                _call(state, 'before_step')
-                _step(state, next(source, None), rows, how)
-            state.stop('done')
+            _run(state, ends, rows, dict(accumulate=accumulate, clip=clip, dtype=precision))
         except BaseException as e:
             state.status = 'failed'
             state.error = e
@@ -416,6 +425,19 @@ def fit(
     return state
 
 # %% ../nbs/51_training.ipynb #21ff7e0d
+def _run(state, ends, rows, how):
+    "All steps, between the callbacks' first and last words"
+    _call(state, 'on_start')
+    state.start = state.step
+    state.began = time.monotonic()
+    source = _source(state)
+    ends.callback(getattr(source, 'close', int))
+    while state.step < state.steps and not state.status:
+        _call(state, 'before_step')
+        _step(state, next(source, None), rows, how)
+    state.stop('done')
+
+
 def _step(state, pixels, rows, how):
     "A step, once its images are there; the seeds of all that is random in it are its number's"
     if not isinstance(pixels, Tensor):
@@ -503,6 +525,9 @@ class RunConfig:
 
     seed: Annotated[int, Meta(ge=0)] = 0  # of weights, order, views, masks and directions
     steps: Annotated[int, Meta(ge=1)] = 320  # optimizer steps
+    schedule_steps: Annotated[int, Meta(ge=1)] | None = (
+        None  # that the schedules take; all of them by default
+    )
     batch: Annotated[int, Meta(ge=2)] = 64  # images a step
     accumulate: Annotated[int, Meta(ge=1)] = 1  # microbatches of a batch, to save memory
     precision: Literal['auto', 'float32', 'bfloat16'] = 'auto'  # 'auto': bfloat16 where the hardware has it

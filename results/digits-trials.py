@@ -44,11 +44,11 @@ def trial(name, view={}, seed=0, split=1, **changes):
     splits = load_splits(made)
     data = splits.train
     VIEWS['digits'].update({**VIEW, **view})
-    began = time.time()
+    began = time.monotonic()
     method = fit(**resolve(made, Options(), splits)).method
     with torch.no_grad():
         z = method.eval().embed(data.pixels)
-    y, seconds = data.labels.numpy(), time.time() - began
+    y, seconds = data.labels.numpy(), time.monotonic() - began
     folds = [f for k in range(2) for f in StratifiedKFold(5, shuffle=True, random_state=k).split(y, y)]
     parts = [(*standardize(z[a], z[b]), y[a], y[b]) for a, b in folds]
     scores = {

@@ -107,7 +107,7 @@ def descend(seed, slices, fresh, sampler):
 
 if __name__ == '__main__':
     torch.set_num_threads(1)
-    began, runs = time.time(), {}
+    began, runs = time.monotonic(), {}
     for seed in SEEDS:
         for name, arm in ARMS.items():
             runs.setdefault(name, {})[str(seed)] = r = descend(seed, *arm)

@@ -75,7 +75,7 @@ def look(method, splits, probe):
 def arm(name, still=False, stop=True, weight=0.0, seed=0):
     changes = dict(momentum=(0.0, 0.0)) if still else {}
     made = recipe('digits', method='ijepa', seed=seed, steps=STEPS, validate=True, **changes)
-    splits, began, lines = load_splits(made), time.time(), []
+    splits, began, lines = load_splits(made), time.monotonic(), []
     settings = resolve(made, Options(watch_every=0), splits)
     method = settings['method']
     if not stop:

@@ -77,7 +77,7 @@ def scores(method, splits):
 
 def trial(name, seed=0, steps=STEPS, **changes):
     made = recipe('digits', method='ijepa', seed=seed, steps=steps, validate=True, **changes)
-    splits, began, lines = load_splits(made), time.time(), []
+    splits, began, lines = load_splits(made), time.monotonic(), []
     settings = resolve(made, Options(watch_every=0), splits)
     settings['callbacks'].append(MetricsLogger(lines.append))
     method = settings['method']
@@ -99,7 +99,7 @@ def trial(name, seed=0, steps=STEPS, **changes):
         untrained=before,
         trained=scores(method, splits),
         images_per_second=lines[-1]["images_per_second"],
-        seconds=round(time.time() - began),
+        seconds=round(time.monotonic() - began),
         curve=curve,
     )
 

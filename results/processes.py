@@ -111,7 +111,7 @@ if __name__ == '__main__':
     ap.add_argument('--out', default=Path(__file__).parent / 'processes')
     a = ap.parse_args()
     torch.set_num_threads(1)
-    began, rows = time.time(), []
+    began, rows = time.monotonic(), []
     for n in (1, 2, 4, 3):
         cases = [
             (k, d, a.steps if d == DOUBLE else 1, s)

@@ -64,7 +64,7 @@ def trial(lamb, views, seed):
         steps=STEPS,
         validate=True,
     )
-    splits, began, lines = load_splits(made), time.time(), []
+    splits, began, lines = load_splits(made), time.monotonic(), []
     settings = resolve(made, Options(watch_every=0), splits)
     settings['callbacks'].append(MetricsLogger(lines.append))
     done = fit(**settings)

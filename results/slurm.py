@@ -60,7 +60,7 @@ def compare(folder, steps=14, wait=6.0, limit='00:02:00', grace=50):
     words = ['--steps', str(steps)]
     with contextlib.redirect_stdout(io.StringIO()):
         assert jepa_lit_launch(['--nproc', '2', '--', str(TRAINING), str(folder / 'quiet'), *words]) == 0
-    began = time.time()
+    began = time.monotonic()
     script, state = submitted(folder / 'job', [*words, '--wait', str(wait)], limit, grace)
     a, b = (torch.load(folder / n / 'final.pt', weights_only=True) for n in ('job', 'quiet'))
     seen = [int(l.split()[0]) for l in (folder / 'job' / 'seen-0.txt').read_text().splitlines()]
@@ -69,7 +69,7 @@ def compare(folder, steps=14, wait=6.0, limit='00:02:00', grace=50):
         state=state['JobState'],
         exit_code=state['ExitCode'],
         requeued=int(state['Restarts']),
-        seconds=round(time.time() - began),
+        seconds=round(time.monotonic() - began),
         steps=steps,
         steps_taken=seen,
         weights_equal_to_an_undisturbed_run=a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a),
@@ -80,7 +80,7 @@ if __name__ == '__main__':
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument('--out', default=Path(__file__).parent / 'slurm')
     a = ap.parse_args()
-    began = time.time()
+    began = time.monotonic()
     with tempfile.TemporaryDirectory() as tmp:
         told = compare(Path(tmp))
     print(json.dumps(told, indent=2))

@@ -107,22 +107,22 @@ def test_a_second_sigterm_does_not_stop_at_once(tmp_path):
     'damage', ['latest', 'all', 'other', 'batch', 'seed', 'steps', 'foreign', 'identity']
 )
 def test_bad_checkpoint(damage, tmp_path, unchecked):
-    train(fresh(), tmp_path, keep=dict(identity='a'))
+    train(fresh(), tmp_path, keep=dict(identity=dict(lr=1)))
     files = [p for _, p in Checkpoints(tmp_path).files()]
     if damage == 'latest':
         files[-1].write_bytes(files[-1].read_bytes()[:-7])
         part, whole = fresh(), fresh()
         with pytest.warns(UserWarning, match='damaged.*going on from step 6'):
-            assert train(part, tmp_path, keep=dict(identity='a')).start == 6
+            assert train(part, tmp_path, keep=dict(identity=dict(lr=1))).start == 6
         train(whole)
         return equal(whole, part)
     for p in files if damage == 'all' else ():
         p.write_bytes(b'')
     if damage == 'foreign':
-        write_checkpoint(tmp_path, dict(step=8, identity='a', weights=torch.zeros(2)), 8)
+        write_checkpoint(tmp_path, dict(step=8, identity=dict(lr=1), weights=torch.zeros(2)), 8)
         files[-1].unlink()
     how = dict(batch=dict(batch=16), steps=dict(steps=5), seed=dict(seed=1)).get(damage, {})
-    how['keep'] = dict(identity='b' if damage == 'identity' else 'a')
+    how['keep'] = dict(identity=dict(lr=2 if damage == 'identity' else 1))
     said = dict(
         all='can be read',
         other='does not fit',
@@ -130,7 +130,7 @@ def test_bad_checkpoint(damage, tmp_path, unchecked):
         seed='seed was 0 .* and is 1',
         steps='beyond the 5 steps',
         foreign='does not fit',
-        identity='settings a: those differ',
+        identity='is of another run: lr was 1 and is 2',
     )[damage]
     method = fresh('wide') if damage == 'other' else fresh()
     with pytest.raises(ValueError, match=said) as e:

@@ -158,7 +158,7 @@ def test_without_labels_health_stands_for_probes(pictures, tmp_path):
     run = train(made, 'r', progress=False, say=said.append)
     metrics = json.loads((run.path / 'metrics.json').read_text())
     assert metrics['probes'] == {} and metrics['health']['trained']['effective_rank'] >= 1
-    assert 'no labels' in '\n'.join(said) and (run.path / 'gallery.png').exists()
+    assert 'no probes' in '\n'.join(said) and (run.path / 'gallery.png').exists()
 
 
 def test_evaluation_keeps_its_rows():
