@@ -9,15 +9,14 @@ __all__ = ['Shards', 'load_shards']
 import itertools, os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import NamedTuple
 import numpy as np, torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
-from .archives import Survey, decode_sample, held_out, mark, open_shard, survey
-from .data import Images, Splits, generator, split, tensor_digest
+from .archives import Survey, decode_sample, held_out, mark, open_shard, stamp, survey
+from .data import Images, Splits, generator, one_of, split, tensor_digest
 from .datasets import LOADERS
 from .files import Files
 
@@ -40,17 +39,14 @@ class Shards(Files):
             raise ValueError(f'{len(self.lengths)} lengths for {len(self.paths)} shards')
         if min(self.buffer, self.lanes) < 1:
             raise ValueError(f'buffer and lanes must be at least 1, got {self.buffer} and {self.lanes}')
-        if self.missing not in ('error', 'skip'):
-            raise ValueError(f"missing: 'error' or 'skip' expected, got {self.missing!r}")
+        one_of(self.missing, ('error', 'skip'), 'missing')
+        one_of(self.dot, ('first', 'last'), 'dot')
         super().__post_init__()
 
     def __len__(self):
         if self.rows is None:
             return sum(self.lengths)
         return len(self.rows)
-
-    def __getstate__(self):
-        return {k: v for k, v in self.__dict__.items() if k != '_reading'}  # an open file cannot travel
 
     @property
     def where(self) -> str:
@@ -72,15 +68,9 @@ class Shards(Files):
     def read(self, i: int) -> UInt8[Tensor, "c h w"]:
         "One image; cheap for one that lies behind the last one read"
         shard, place = _locate(self, i)
-        reader = os.getpid(), shard
-        last_reader, at, samples = self.__dict__.get('_reading', (None, 0, None))
-        if reader != last_reader or at > place:
-            at = place
-            samples = open_shard(self.paths[shard], place, self.dot)
-        self.__dict__['_reading'] = reader, place + 1, samples
-        name = self.name(i)
-        sample = _next(samples, place - at, name)
-        return decode_sample(sample, self.size, name)
+        path = self.paths[shard]
+        reader = _reader(path, self.dot, os.getpid(), *stamp(path))
+        return decode_sample(reader[place], self.size, self.name(i))
 
     def select(
         self,
@@ -88,7 +78,7 @@ class Shards(Files):
     ) -> 'Shards':  # of the same files
         "Some of the images, in that order; a stream reads them in the order of the shards"
         if self.rows is None:
-            return replace(self, rows=torch.arange(len(self))).select(index)
+            return replace(self, rows=torch.arange(len(self), device='cpu')).select(index)
         return super().select(index)
 
     @cached_property
@@ -96,12 +86,9 @@ class Shards(Files):
         "About 2,000 images from at most 16 shards, in memory, for statistics"
         spread = np.linspace(0, len(self.paths) - 1, 16)
         shards = sorted({round(x) for x in spread})
-        most = 2048 // len(shards)
         kept = _kept(self)
-        images = []
-        for s in shards:
-            found = _read_shard(self, s, kept[s][:most])
-            images += [x.pixels for x in found if x.pixels is not None]
+        found = [x for s in shards for x in _read_shard(self, s, kept[s][: 2048 // len(shards)])]
+        images = [x for x in found if torch.is_tensor(x)]
         if not images:
             raise ValueError(
                 f'none of the images of {len(shards)} shards can be read (first: {self.paths[0]})'
@@ -125,7 +112,7 @@ class Shards(Files):
         lanes = _Lanes(self, batch, seed, start, first, last)
         workers = min(workers, len(lanes.mine))
         own = torch.Generator()  # a loader draws from the global one otherwise
-        loader = DataLoader(lanes, batch_size=None, num_workers=workers, collate_fn=_same, generator=own)
+        loader = DataLoader(lanes, batch_size=None, num_workers=workers, generator=own)
         parts = iter(loader)
         while True:
             joined = []
@@ -147,24 +134,41 @@ def _locate(data: Shards, i: int) -> tuple[int, int]:
     return shard, i - start
 
 
-def _next(samples: Iterator, skip: int, name: str) -> bytes:
-    "The image file after some others"
-    try:
-        return next(itertools.islice(samples, skip, None))
-    except ImportError:
-        raise
-    except Exception as e:  # damaged bytes may raise anything
-        reason = ' '.join(f'{type(e).__name__} {e}'.split())
-        raise ValueError(f'{name}: cannot be reached ({reason[:100]})') from None
+class _Reader:
+    "The image files of a shard, by their places in it"
+
+    def __init__(self, path: str, dot: str):
+        self.path = path
+        self.dot = dot
+        self.last = np.inf  # place of the last one read
+        self.content = b''  # of that one
+
+    def __getitem__(self, place: int) -> bytes:
+        if place == self.last:
+            return self.content
+        if place < self.last:
+            self.files = open_shard(self.path, place, self.dot)
+            self.last = place - 1
+        try:
+            self.content = next(itertools.islice(self.files, place - self.last - 1, None))
+        except ImportError:
+            raise
+        except Exception as e:  # damaged bytes may raise anything
+            self.last = np.inf
+            reason = ' '.join(f'{type(e).__name__} {e}'.split())
+            raise ValueError(
+                f'{os.path.basename(self.path)}#{place}: cannot be reached ({reason[:100]})'
+            ) from None
+        self.last = place
+        return self.content
+
+
+@lru_cache(1)
+def _reader(path: str, dot: str, process: int, *stamp: int) -> _Reader:
+    "The reader that was used last; an open file is of no use to another process, or of another file"
+    return _Reader(path, dot)
 
 # %% ../nbs/63_shards.ipynb #2eaf5132
-class _Found(NamedTuple):
-    "An image of a shard, or what was wrong with it"
-
-    pixels: Tensor | None
-    trouble: str = ''
-
-
 def _kept(data: Shards) -> list:
     "Places of the images that count, by shard"
     if data.rows is None:
@@ -177,8 +181,8 @@ def _kept(data: Shards) -> list:
     return [(part - start).tolist() for part, start in zip(parts, starts)]
 
 
-def _read_shard(data: Shards, s: int, places: Sequence[int]) -> Iterator[_Found]:
-    "Some images of a shard, by their places in it"
+def _read_shard(data: Shards, s: int, places: Sequence[int]) -> Iterator[Tensor | str]:
+    "Some images of a shard, by their places in it, or what is wrong with them"
     if not len(places):
         return
     path = data.paths[s]
@@ -186,27 +190,21 @@ def _read_shard(data: Shards, s: int, places: Sequence[int]) -> Iterator[_Found]
     if data.missing == 'error' and not os.path.exists(path):
         raise FileNotFoundError(f"{path}: this shard was counted and is gone; missing='skip' goes on without")
 
-    at = places[0]
-    samples = open_shard(path, at, data.dot)
+    reader = _Reader(path, data.dot)
     for done, place in enumerate(places):
         try:
-            if place >= at:  # else the same image again
-                sample = _next(samples, place - at, base)
-                at = place + 1
+            content = reader[place]
         except ValueError as e:  # what lies behind the damage is lost
             left = len(places) - done
-            _, _, reason = str(e).partition(': ')
-            lost = _Found(None, f'{base}: {left} images from #{place} on: {reason}')
-            yield from itertools.repeat(lost, left)
+            yield from [f'{e}, and {left - 1} behind it'] * left
             return
-        name = f'{base}#{place}'
         try:
-            yield _Found(decode_sample(sample, data.size, name))
+            yield decode_sample(content, data.size, base)
         except ValueError:
-            yield _Found(None, name)
+            yield f'{base}#{place}'
 
 # %% ../nbs/63_shards.ipynb #f983cca1
-def _line(data: Shards, order: list[int], start: int, stop: int) -> Iterator[_Found]:
+def _line(data: Shards, order: list[int], start: int, stop: int) -> Iterator[Tensor | str]:
     "Images start to stop of all shards laid end to end"
     kept = _kept(data)
     first = 0  # where a shard begins in the line
@@ -218,17 +216,17 @@ def _line(data: Shards, order: list[int], start: int, stop: int) -> Iterator[_Fo
         first += len(kept[s])
 
 # %% ../nbs/63_shards.ipynb #644fb5cb
-def _mend(window: list[_Found], spare: Callable) -> list:
-    "Pixels for every place of a window: bad ones become its good ones in turn, or spare ones"
-    good = [x.pixels for x in window if x.pixels is not None]
+def _mend(window: list[Tensor | str], spare: Callable) -> list[Tensor]:
+    "An image for every place of a window: for a bad one its good ones in turn, or spare ones"
+    good = [x for x in window if torch.is_tensor(x)]
     fill = itertools.cycle(good or spare(len(window)))
-    return [next(fill) if x.pixels is None else x.pixels for x in window]
+    return [x if torch.is_tensor(x) else next(fill) for x in window]
 
 # %% ../nbs/63_shards.ipynb #230d8920
 def _first_good(data: Shards, order: list[int], n: int) -> list:
     "The first n images of a line that can be read"
     line = _line(data, order, 0, len(data))
-    good = (x.pixels for x in line if x.pixels is not None)
+    good = filter(torch.is_tensor, line)
     found = list(itertools.islice(good, n))
     if not found:
         counts = f'{len(data)} images in {len(data.paths)} shards'
@@ -248,16 +246,16 @@ def _lane(
     "A part of an epoch's line through a buffer"
     seed, epoch, _ = keys
     shuffle = generator(seed, 'shards', epoch)
-    order = torch.randperm(len(data.paths), generator=shuffle).tolist()
+    order = torch.randperm(len(data.paths), generator=shuffle, device='cpu').tolist()
     spare = partial(_first_good, data, order)
     j, skip = divmod(at, w)
     line = _line(data, order, start + j * w, stop)
     coming = list(itertools.islice(line, w))
     while coming:
-        bad.extend(x.trouble for x in coming if x.pixels is None)
+        bad.extend(x for x in coming if not torch.is_tensor(x))
         window = _mend(coming, spare)
         shuffle = generator(*keys, 'buffer', j)
-        leaving = torch.randperm(len(window), generator=shuffle).tolist()
+        leaving = torch.randperm(len(window), generator=shuffle, device='cpu').tolist()
         coming = []
         for i in leaving[skip:]:
             yield window[i]
@@ -268,10 +266,6 @@ def _lane(
         skip = 0
 
 # %% ../nbs/63_shards.ipynb #d898f634
-def _same(x):
-    return x
-
-
 class _Lanes(IterableDataset):
     "What one worker reads of each batch: pixels, what was skipped, and a fault"
 
@@ -338,33 +332,23 @@ def _filled(empty: Shards, paths: list[str], found: Survey) -> Shards:
     labels = None
     if all(count.labels is not None for count in counts):
         joined = itertools.chain.from_iterable(count.labels for count in counts)
-        labels = torch.tensor(list(joined), dtype=torch.int64)
-    return replace(
-        empty,
-        paths=paths,
-        labels=labels,
-        classes=found.classes,
-        skipped=[count.trouble for count in counts if count.trouble],
-        lengths=tuple(count.n for count in counts),
-    )
+        labels = torch.tensor(list(joined), dtype=torch.int64, device='cpu')
+    lengths = tuple(count.n for count in counts)
+    return replace(empty, paths=paths, lengths=lengths, labels=labels, classes=found.classes, skipped=[])
 
 
 def _judged(train: Shards, test: Shards | None, seed: int) -> tuple[Shards, Shards | None, str]:
     "Training and test part, split off where none is held out, and a note"
-    note = ''
-    several = train.labels is not None and len(train.labels.unique()) > 1
-    if test is None and several:
-        first, second = split(train.labels, 0.2, seed)
-        test = replace(train.select(second), skipped=[])
-        train = train.select(first)
-        note = f'split 80/20 by split_seed {seed}'
-    if test is None or test.labels is None or train.labels is None:
-        return (
-            train,
-            None,
-            'no test part, for that needs labels of at least two classes in all shards',
-        )
-    return train, test, note
+    if (
+        train.labels is None
+        or (test and test.labels is None)
+        or (not test and len(train.labels.unique()) < 2)
+    ):
+        return train, None, 'no test part, for that needs labels of at least two classes in all shards'
+    if test:
+        return train, test, ''
+    first, second = split(train.labels, 0.2, seed)
+    return train.select(first), replace(train.select(second), skipped=[]), f'split 80/20 by split_seed {seed}'
 
 # %% ../nbs/63_shards.ipynb #b46b76c1
 def load_shards(
@@ -390,7 +374,7 @@ def load_shards(
     if len(train) < 2:
         counts = f'{len(train)} images in {len(found.paths)} shards, at least 2 are needed to train'
         raise ValueError('; '.join([f'{root}: {counts}', *faults]))
-    train.skipped.extend(found.left_out)
+    train.skipped.extend(found.trouble)
 
     train, test, judged = _judged(train, test, split_seed)
     notes = head, parts + judged, *faults

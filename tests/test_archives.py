@@ -126,7 +126,7 @@ def test_one_damaged_shard_does_not_cost_the_labels(made, tmp_path):
     paths[3].write_bytes(content.replace(b'3', b'x', 1))  # no end to the number of its first sample
     paths[5].write_bytes(b'')
     found = survey(root)
-    assert str(paths[5]) not in found.counts and paths[5].name in str(found.left_out)
+    assert str(paths[5]) not in found.counts and paths[5].name in str(found.trouble)
     assert all(count.labels is not None for count in found.counts.values())
 
 
