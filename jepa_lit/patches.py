@@ -26,7 +26,7 @@ def pair(
     "A square's side, or a rectangle's two sides, as a pair."
     sides = size if isinstance(size, Sequence) else (size, size)
     if len(sides) != 2 or not all(isinstance(s, int) and s > 0 for s in sides):
-        raise ValueError(f"expected {name} as a positive integer or two of them, got {size!r}")
+        raise ValueError(f"expected {name} as a positive integer or two of them, got {size!r:.60}")
     return tuple(sides)
 
 # %% ../nbs/10_patches.ipynb #850a03a2
