@@ -13,7 +13,7 @@ import torchvision
 from jaxtyping import Float
 from msgspec import Meta
 from torch import Tensor, nn
-from .convolution import Conv2d
+from .convolution import BatchNorm2d, Conv2d
 from .data import documented, one_of
 from .encoder import SIZES, ViT
 from .patches import grid_of, resize_positions
@@ -31,12 +31,12 @@ class Residual(nn.Module):
     ):
         super().__init__()
         self.conv1 = Conv2d(inp, out, 3, stride, 1, bias=False)
-        self.norm1 = nn.BatchNorm2d(out)
+        self.norm1 = BatchNorm2d(out)
         self.conv2 = Conv2d(out, out, 3, 1, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(out)
+        self.norm2 = BatchNorm2d(out)
         self.shortcut = nn.Identity()
         if inp != out or stride > 1:
-            self.shortcut = nn.Sequential(Conv2d(inp, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+            self.shortcut = nn.Sequential(Conv2d(inp, out, 1, stride, bias=False), BatchNorm2d(out))
 
     def forward(self, x: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o h2 w2"]:
         y = F.relu(self.norm1(self.conv1(x)))
@@ -67,7 +67,7 @@ class ConvNet(nn.Module):
 
         kernel = 5 if stem == 4 else 3
         first = Conv2d(channels, widths[0], kernel, stem, kernel // 2, bias=False)
-        self.stem = nn.Sequential(first, nn.BatchNorm2d(widths[0]), nn.ReLU())
+        self.stem = nn.Sequential(first, BatchNorm2d(widths[0]), nn.ReLU())
         self.stages = nn.Sequential()
         inp = widths[0]
         for i, out in enumerate(widths):
@@ -108,7 +108,7 @@ class AnySize(ViT):
 # %% ../nbs/37_backbones.ipynb #742e5ef2
 def _resnet(name, channels, stem):
     "A ResNet of torchvision without its last layer; with a smaller stride at the start for small images"
-    net = getattr(torchvision.models, name)(weights=None)
+    net = getattr(torchvision.models, name)(weights=None, norm_layer=BatchNorm2d)
     net.width = net.fc.in_features
     net.fc = nn.Identity()
     if stem == 4 and channels == 3:

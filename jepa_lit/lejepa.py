@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from msgspec import Meta
 from torch import Tensor, nn
+from .convolution import BatchNorm1d
 from .data import documented
 from .ema import EMA
 from .normality import healthy
@@ -53,7 +54,7 @@ def projector(
         raise ValueError(f"projector needs positive sizes, got {dim=}, {out=}, {hidden=}, {layers=}")
     blocks = nn.Sequential()
     for _ in range(layers - 1):
-        blocks.append(nn.Sequential(nn.Linear(dim, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU()))
+        blocks.append(nn.Sequential(nn.Linear(dim, hidden, bias=False), BatchNorm1d(hidden), nn.ReLU()))
         dim = hidden
     return blocks.append(nn.Linear(dim, out))
 

@@ -22,10 +22,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 from .files import digest as digest_files
+from .convolution import BatchNorm1d
 from .data import documented
 from .predictor import Predictor
 from .sigreg import SIGReg
-from .slices import sum_over_processes
+from .slices import recomputing, sum_over_processes
 from .training import device, stack_scalars
 
 # %% ../nbs/60_parallel.ipynb #e56f42e2
@@ -50,7 +51,7 @@ class _OverProcesses:
         mean = sums[:-1] / n
         x = x - mean.view(shape)
         var = sum_over_processes(x.square().sum(dims)) / n
-        if self.track_running_stats:
+        if self.track_running_stats and not recomputing():
             self._follow(mean, var * n / (n - 1))
         x = x * (var + self.eps).rsqrt().view(shape)
         return x * self.weight.view(shape) + self.bias.view(shape) if self.affine else x
@@ -74,7 +75,7 @@ def convert_batchnorm(
         ):
             continue
         timms = hasattr(m, 'drop') and hasattr(m, 'act')
-        if type(m).forward is not nn.BatchNorm1d.forward and not timms:
+        if type(m).forward not in (nn.BatchNorm1d.forward, BatchNorm1d.forward) and not timms:
             raise ValueError(
                 f"{name or 'the module'} is a {type(m).__name__} with its own forward: torch's batch norm expected"
             )

@@ -6,6 +6,7 @@
 __all__ = ['Reduce', 'NotFinite', 'sigreg', 'SIGReg']
 
 # %% ../nbs/33_sigreg.ipynb #85343ca8
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 import torch
@@ -17,6 +18,9 @@ from .normality import quadrature
 from jepa_lit.slices import (
     Sampler,
     directions,
+    recomputable,
+    recomputing,
+    take_ticket,
     sum_over_processes,
     uncompiled,
     wave_sums,
@@ -159,6 +163,7 @@ class SIGReg(nn.Module):
         self.debiased = debiased
         self.eps = eps
         self.step = 0
+        self._passes = deque(maxlen=10_000)  # calls that a checkpoint may repeat: ticket and step
 
     def forward(self, z: Tensor) -> Tensor:  # embeddings (n d) or (v n d) -> scalar
         "The regularizer of one batch; while training, the next call uses other directions."
@@ -183,16 +188,36 @@ class SIGReg(nn.Module):
         a = directions(
             z.shape[-1],
             self.slices,
-            seeded(self.seed, 'sigreg', self.step),
+            seeded(self.seed, 'sigreg', self._advance() if self.training else self.step),
             self.sampler,
         )
-        self.step += self.training
         if z.is_cuda:
             return a.pin_memory().to(z.device, non_blocking=True)  # without a wait for the device
         return a.to(z.device)
 
+    def _advance(self):
+        "The step of this call, which is a new one; or that of the call which a checkpoint repeats"
+        step = self.step
+        again = recomputing()
+        if again or recomputable():
+            ticket = take_ticket()
+            if again:
+                return self._first_pass(ticket)
+            self._passes.append((ticket, step))
+        self.step += 1
+        return step
+
+    def _first_pass(self, ticket):
+        for known, step in reversed(self._passes):
+            if known == ticket:
+                return step
+        raise RuntimeError(
+            "SIGReg is run in a backward pass, and not as in the forward pass: "
+            "a checkpoint must have preserve_rng_state=True"
+        )
+
     def get_extra_state(self) -> Tensor:
-        return torch.tensor(self.step)
+        return torch.tensor(self.step, device='cpu')
 
     def set_extra_state(self, state: Tensor) -> None:
         self.step = int(state)
