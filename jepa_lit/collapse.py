@@ -27,7 +27,7 @@ def _float64(z, axes='n d'):
 def _count(p, rounding):
     "The exponential of the entropy of p, scaled to a sum of one; 1 where p is nothing but rounding."
     if p.max() <= rounding:
-        return torch.tensor(1.0)
+        return torch.tensor(1.0, device='cpu')
     return torch.exp(torch.special.entr(p / p.sum()).sum()).float()
 
 # %% ../nbs/20_collapse.ipynb #09d1f1ef

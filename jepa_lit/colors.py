@@ -175,7 +175,7 @@ def plan(
     "The order of brightness (0), contrast (1), saturation (2) and hue (3), uniform among all orders."
     usable = 4 if channels == 3 else 2
     ops = [k for k in range(usable) if cfg.jitter[k]]
-    orders = torch.tensor(list(permutations(ops)), dtype=torch.int64)
+    orders = torch.tensor(list(permutations(ops)), dtype=torch.int64, device='cpu')
     share = u[:, 5] / max(cfg.jitter_p, 1e-9)
     pick = (share * len(orders)).clamp(max=len(orders) - 1).long()
     order = orders[pick]

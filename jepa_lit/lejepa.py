@@ -113,7 +113,7 @@ def _input_shapes(first, size):
 
 @torch.no_grad()
 def _answer(backbone, shape):
-    x = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(0), device='cpu')
     return backbone(x.to(next(backbone.parameters())))
 
 

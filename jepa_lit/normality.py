@@ -28,7 +28,7 @@ def quadrature(
         raise ValueError(f'knots must be an integer of 3 or more, got {knots!r}')
     if not 0 < t_max < math.inf:
         raise ValueError(f't_max must be positive and finite, got {t_max!r}')
-    t = torch.linspace(0, t_max, knots, dtype=torch.float64)
+    t = torch.linspace(0, t_max, knots, dtype=torch.float64, device='cpu')
     twice = 2 * t_max / (knots - 1)  # the other half of the line is the same
     w = twice * torch.exp(-(t**2) / 2)
     w[[0, -1]] /= 2
@@ -181,14 +181,14 @@ TOPS = (  # Royston's polynomials in 1/sqrt(n) for the largest coefficient, and 
 
 def _weights(n, francia):
     "Coefficients (n) of the sorted sample, of norm 1, in float64."
-    ranks = torch.arange(1, n + 1, dtype=torch.float64)
+    ranks = torch.arange(1, n + 1, dtype=torch.float64, device='cpu')
     m = torch.special.ndtri((ranks - 0.375) / (n + 0.25))
     a = m / m.norm()
     if francia or n == 3:
         return a
     k = 2 if n > 5 else 1  # how many at each end are corrected; the others share what is left of the norm
-    powers = float(n) ** (-torch.arange(1, 6, dtype=torch.float64) / 2)
-    tops = torch.tensor(TOPS[:k], dtype=torch.float64)
+    powers = float(n) ** (-torch.arange(1, 6, dtype=torch.float64, device='cpu') / 2)
+    tops = torch.tensor(TOPS[:k], dtype=torch.float64, device='cpu')
     top = a[-k:].flip(0) + tops @ powers
     left = 1 - 2 * top.square().sum()
     middle = a[k:-k]

@@ -38,7 +38,7 @@ def plain_masks(
     k = min(map(len, visible))
     kept = [sorted(rng.sample(sorted(patches), k)) for patches in visible]
     hidden = [[sorted(blocks[i]) for blocks in targets] for i in range(m)]
-    return Masks(torch.tensor(kept), torch.tensor(hidden))
+    return Masks(torch.tensor(kept, device='cpu'), torch.tensor(hidden, device='cpu'))
 
 # %% ../nbs/18_plain.ipynb #f8a95617
 def _attention(a, x):

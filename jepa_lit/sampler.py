@@ -27,6 +27,7 @@ from jepa_lit.masks import (
     places,
     read_grid,
     read_interval,
+    uniform,
 )
 from .patches import Size
 
@@ -100,7 +101,7 @@ def opposite_corners(
 ) -> np.ndarray:  # int32 (n m+1 2): top row and left column of the targets and, last, of the context
     "The places that leave the context most: all targets in one corner, the context in the opposite one."
     last = np.array([places(size, layout.grid, layout.published) for size in layout.sizes]) - 1
-    targets_last = torch.rand(n, 1, 2, generator=generator).numpy() < 0.5  # along rows, along columns
+    targets_last = uniform((n, 1, 2), generator).numpy() < 0.5  # along rows, along columns
     is_context = np.arange(len(last))[:, None] == layout.n_targets
     return ((targets_last ^ is_context) * last).astype(np.int32)
 
@@ -180,7 +181,7 @@ class MultiBlock(Sampler):
     def sizes(self, generator: torch.Generator | None = None) -> Layout:
         "Draw sizes; those that cannot leave enough are drawn again, and in the end replaced."
         for _ in range(self.tries):
-            layout = self.layout(*torch.rand(3, generator=generator).tolist())
+            layout = self.layout(*uniform((3,), generator).tolist())
             if largest_context(layout) >= self.need:
                 return layout
         self.fallbacks += 1

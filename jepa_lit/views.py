@@ -236,12 +236,12 @@ PIECE = dict(cpu=2**20)  # numbers in a piece; 2**26 on other devices
 def _upright(u, image, cfg, size, scale, device):
     "The taps of crops inside the image, columns then rows, by torchvision's rules"
     sides, fitted = boxes(_candidates(u), image, scale, cfg.aspect, cfg.area, whole=True)
-    pixels = torch.tensor(image).flip(0)
+    pixels = u.new_tensor(image).flip(0)
     length = (sides * pixels).round()
     room = pixels - length
     anywhere = (u[:, :2] * (room + 1)).floor().minimum(room)
     start = torch.where(fitted[:, None], anywhere, (room / 2).floor())
-    mirror = (u[:, 6:7] < cfg.flip) & torch.tensor([True, False])
+    mirror = (u[:, 6:7] < cfg.flip) & torch.tensor([True, False], device='cpu')
     start, length, mirror = (axis.to(device) for axis in (start, length, mirror))
     return taps(start, length, mirror, size, int(length.max()))
 
@@ -273,7 +273,7 @@ def upright(
 def _draw(v, b, rows, generator, random, *shape):
     "Random numbers for v views of b images, view by view, as they are in the whole batch"
     first, total = rows or (0, b)
-    whole = random(v, total, *shape, generator=generator, dtype=torch.float32)
+    whole = random(v, total, *shape, generator=generator, dtype=torch.float32, device='cpu')
     return whole[:, first : first + b].flatten(0, 1)
 
 
