@@ -49,7 +49,7 @@ from .data import Images, Splits, about, generator, shorten, split
 from .datasets import channel_statistics, load
 from .files import Files, batches
 from .parallel import ParallelContext
-from .pictures import curves_figure, embedding_figure, gallery
+from .pictures import curves_figure, embedding_figure, gallery, save_figure
 from .probes import Table, embed_all, knn, probe, raw_pixels, ridge
 from .recipes import Recipe, as_dict, build, to_toml
 from .runs import Options, Run, identity, record, save_model
@@ -83,11 +83,10 @@ def load_splits(
     if splits.test is not None and len(splits.test) < 2:
         note = f'a test part of {len(splits.test)} is too small to probe on: going on without labels'
         return replace(splits, test=None, notes=(*splits.notes, note))
-    asked = 'validate' if data.validate else 'split_seed' if data.split_seed else ''
-    if asked and splits.test is None:
-        raise ValueError(f"{asked} needs labels and a test part, and {data.name} has none here")
     if not data.validate:
         return splits
+    if splits.test is None:
+        raise ValueError(f"validate needs labels and a test part, and {data.name} has none here")
 
     rest, held = split(splits.train.labels, 0.2, data.split_seed)
     note = 'validate: reporting on a fifth of the training part, the test part is untouched'
@@ -202,6 +201,8 @@ def resolve(
     accept_changes: bool = False,  # go on from a checkpoint of another recipe or of other data
 ) -> dict:  # what `fit` takes
     "A recipe as a method, batches, an optimizer and callbacks."
+    if recipe.data.split_seed and splits.test is None:
+        raise ValueError(f"split_seed needs labels and a test part, and {recipe.data.name} has none here")
     data = splits.train if splits.unlabeled is None else splits.unlabeled
     how = recipe.run
     batches = stream(data, how.batch, how.seed, workers=options.workers)
@@ -228,7 +229,7 @@ def resolve(
 def _checkpoint(run, recipe, options, data, accept_changes):
     "The checkpoints of a run, which know what it was made of"
     run.checkpoints.keep_last = options.keep_last
-    made_of = identity(recipe) | {'data.fingerprint': getattr(data, 'fingerprint', str)()}
+    made_of = identity(recipe) | {'the data': getattr(data, 'fingerprint', str)()}
     return Checkpoint(run.checkpoints, options.checkpoint_every, options.on_full, made_of, accept_changes)
 
 # %% ../nbs/73_experiment.ipynb #cf4a40bb
@@ -585,8 +586,7 @@ def _draw(run, found, lines, healthy):
     if not found.probes:
         figures['gallery'] = gallery(images, z)
     for name, figure in figures.items():
-        with atomic_write(run.path / f'{name}.png') as tmp:
-            figure.savefig(tmp, format='png')
+        save_figure(figure, run.path / f'{name}.png')
 
 
 def _say_end(run, seen, seconds, say):

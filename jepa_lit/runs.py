@@ -245,7 +245,10 @@ class Run:
     ) -> list[dict]:
         "The lines of the log so far; what was cut off or damaged is left out."
         path = self.path / 'log.jsonl'
-        found = [_opened(text) for text in read_text(path).splitlines()] if path.exists() else []
+        text = read_text(path) if path.exists() else ''
+        found = [_opened(line) for line in text.splitlines()]
+        if None in found[: None if text.endswith('\n') else -1]:  # a last one may be in the making
+            warnings.warn(f"{path}: {found.count(None)} damaged lines are left out", stacklevel=2)
         return [l for l in found if l and (skipped or not l.get('skipped'))]
 
     def truncate(

@@ -17,6 +17,7 @@ from jepa_lit.callbacks import (
     Signals,
     TensorBoard,
     TimeLimit,
+    heed,
     schedule,
     shown_weights,
 )
@@ -93,6 +94,20 @@ def test_time_limit_and_second_interrupt(tmp_path):
     assert handlers == [signal.getsignal(s) for s in numbers]
     assert last(tmp_path) == 3 and e.value.last_checkpoint.name.startswith('step-00000003')
     assert train(fresh(), tmp_path).start == 3  # the checkpoint is whole
+
+
+@pytest.mark.parametrize('name', ['SIGHUP', 'SIGINT', 'SIGTERM', 'SIGUSR1'])
+def test_an_ignored_signal_stays_ignored(name, tmp_path):
+    "`nohup`, and a job in the background of a shell"
+    number = getattr(signal, name, None) or pytest.skip(f'no {name}')
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        assert train(fresh(), None, Acts(1, kill(number))).status == 'done'
+        with heed(lambda *_: pytest.fail('it was heard')):
+            os.kill(os.getpid(), number)
+        assert signal.getsignal(number) == signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
 
 
 def test_a_second_sigterm_does_not_stop_at_once(tmp_path):

@@ -274,6 +274,21 @@ def test_full_disk(how, store, tmp_path):
             subprocess.run(['umount', disk], check=True)
 
 
+def test_what_is_no_plain_file_is_passed_over(store):
+    "A pipe, a folder and a link to nowhere in the places of checkpoints; and a link in that of one in the making"
+    for i, make in enumerate((os.mkfifo, os.mkdir, lambda p: os.symlink('nowhere', p))):
+        make(store.folder / f'step-0000000{7 + i}-{"0" * 32}.pt')
+    with pytest.warns(UserWarning, match='not a checkpoint.*going on from step 3'):
+        assert store.load()['step'] == 3
+    assert store.last() == store.files()[2 - 1][1]
+    mine = store.folder / 'mine'
+    mine.write_text('years of work')
+    (store.folder / f'.step-00000004.{os.getpid()}.tmp').symlink_to(mine)
+    store.save(state(4))
+    store.wait()
+    assert mine.read_text() == 'years of work' and store.load()['step'] == 4
+
+
 def test_one_in_flight_and_errors_come_back(tmp_path, monkeypatch):
     "A save does not wait for its own file, only for that of the save before"
     c = checkpoints()

@@ -1,6 +1,9 @@
 "An experiment from Python: what is read, trained, judged and left behind; errors that know no command line"
 
 import json
+import os
+import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -161,13 +164,154 @@ def test_without_labels_health_stands_for_probes(pictures, tmp_path):
     assert 'no probes' in '\n'.join(said) and (run.path / 'gallery.png').exists()
 
 
-def test_evaluation_keeps_its_rows():
+def test_evaluation_keeps_its_rows(monkeypatch):
+    monkeypatch.setattr(experiment, 'probe', lambda *parts, seed: dict(knn=experiment.knn(*parts)))
     made = recipe('digits', method='ijepa', encoder=dict(patch=8, width=16, depth=1, heads=2), steps=2)
     splits = load_splits(made)
-    small = replace(splits, train=splits.train.select(range(200)), test=splits.test.select(range(100)))
+    small = replace(splits, train=splits.train.select(range(60)), test=splits.test.select(range(40)))
     kwargs = resolve(made, Options(), small)
     found = evaluate(kwargs['method'], made, small)
     rows = ['raw', 'published init', 'untrained', 'trained']
     assert list(found.probes) == [*rows, *(f'{row}, 4x4' for row in rows[1:])]
     assert found.probes['untrained'] == found.probes['trained']  # nothing was trained
-    assert found.embeddings.shape == (100, 16) and len(found.images) == 100
+    assert found.embeddings.shape == (40, 16) and len(found.images) == 40
+    assert evaluate(kwargs['method'], made, small, probes=False).probes == {}
+
+
+class Died(Exception):
+    pass
+
+
+@pytest.fixture
+def part(tmp_path, monkeypatch):
+    "A run that died after its fifth step, with checkpoints of steps 2 and 4"
+    log = Run.log
+
+    def dies(run, line):
+        log(run, line)
+        if line['step'] == 4:
+            raise Died
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, 'log', dies)
+        with pytest.raises(Died):
+            train(tiny(), 'part', Options(checkpoint_every=2), progress=False, say=silent, evaluate=False)
+    return Run.open('part')
+
+
+def go_on(run, made=None, **how):
+    "Resume a run; its final weights"
+    made = made or run.recipe
+    train(made, run.path, run.options, resume=True, progress=False, say=silent, evaluate=False, **how)
+    return torch.cat([p.flatten() for p in load_run(run.path).parameters()])
+
+
+@pytest.mark.parametrize('change', [dict(lr=0.202), dict(global_views=6), dict(batch=16)], ids=str)
+def test_another_recipe_is_no_resume(change, part):
+    "Edited by hand, digest and all, or given by a program: the checkpoints know what they were made of"
+    field, value = next(iter(change.items()))
+    part.write_recipe(recipe(part.recipe, **change), part.options)
+    with pytest.raises(
+        ValueError, match=f'checkpoint of step 4 .* another run: .*{field} was .* and is {value}'
+    ) as e:
+        go_on(part)
+    assert '\n' not in str(e.value) and e.value.key == 'changed'
+    with pytest.warns(UserWarning, match=f'is used, though .*{field} was'):
+        go_on(part, accept_changes=True)
+
+
+def test_other_data_are_no_resume_and_other_versions_are_said(part, monkeypatch):
+    real = experiment.load
+
+    def one_bit(*words):
+        splits = real(*words)
+        pixels = splits.train.pixels.clone()
+        pixels[5, 0, 3, 3] ^= 1
+        return replace(splits, train=replace(splits.train, pixels=pixels))
+
+    monkeypatch.setattr(experiment, 'load', one_bit)
+    with pytest.raises(ValueError, match='another run: the data was'):
+        go_on(part)
+    monkeypatch.setattr(experiment, 'load', real)
+    monkeypatch.setattr('jepa_lit.__version__', '9.9')
+    with pytest.warns(UserWarning, match='jepa_lit was .* is 9.9'):
+        go_on(part)
+
+
+def test_files_of_another_run_are_noticed(part):
+    "The recipe, the checkpoints or the model of a run with another seed"
+    go_on(part)
+    other = train(
+        tiny(seed=1), 'other', Options(checkpoint_every=2), progress=False, say=silent, evaluate=False
+    )
+    for name in ('recipe.json', 'model.safetensors', 'checkpoints'):
+        mixed = shutil.copytree(part.path, 'mixed', dirs_exist_ok=True)
+        if name == 'checkpoints':
+            shutil.rmtree(Path(mixed, name))
+        (shutil.copytree if name == 'checkpoints' else shutil.copy)(other.path / name, Path(mixed, name))
+        for which in ('last', 'best'):
+            if (name, which) not in (('model.safetensors', 'best'), ('checkpoints', 'last')):
+                with pytest.raises(ValueError, match='of another run: run.seed was'):
+                    load_run(mixed, which)
+
+
+def test_more_steps_are_said_and_the_old_end_can_be_kept(part):
+    lines = {}
+    for kept in (None, 6):
+        run = Run(shutil.copytree(part.path, f'kept{kept}'))
+        made = recipe(run.recipe, steps=12, schedule_steps=kept)
+        if kept:
+            go_on(run, made)
+        else:
+            with pytest.warns(
+                UserWarning, match='was for 6 steps and is for 12: the learning rate goes from .* to'
+            ):
+                go_on(run, made)
+        assert run.recipe == made
+        lines[kept] = [line['lr'] for line in run.lines()]
+    whole = [line['lr'] for line in train(tiny(), 'w', progress=False, say=silent, evaluate=False).lines()]
+    assert lines[6] == [*whole, *[whole[-1]] * 6]
+    assert lines[None][:4] == whole[:4] and lines[None][4] > whole[4]
+
+
+def test_a_full_disk_at_the_first_checkpoint_does_not_block(tmp_path, monkeypatch):
+    def full(*words):
+        raise OSError(28, 'No space left on device')
+
+    options = Options(checkpoint_every=2)
+    for on_full in ('stop', 'go on'):
+        with monkeypatch.context() as patch:
+            patch.setattr('jepa_lit.checkpoints.write_checkpoint', full)
+            patch.setattr(experiment, 'save_model', full)
+            with pytest.raises(OSError, match='No space left'):
+                how = replace(options, on_full=on_full)
+                train(tiny(), on_full, how, progress=False, say=silent, evaluate=False)
+        run = Run.open(on_full)
+        assert len(run.lines()) >= 4
+        with pytest.warns(UserWarning, match='starting again at step 0'):
+            go_on(run)
+        assert len(run.lines()) == 6
+    shutil.rmtree(run.path / 'checkpoints')
+    os.unlink(run.path / 'model.safetensors')
+    with pytest.raises(ValueError, match='its checkpoints are gone'):
+        go_on(run)
+
+
+def test_a_clock_that_is_set_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, 'time', lambda now=iter(range(10**6, 0, -3600)): next(now))
+    run = train(tiny(), 'r', minutes=0, progress=False, say=silent, evaluate=False)
+    told = run.read('metrics.json')
+    assert told['status'] == 'stopped by the time limit' and 0 <= told['wall_seconds'] < 600
+
+
+def test_a_diverged_run_says_so(tmp_path, monkeypatch):
+    real = experiment.embed_all
+
+    def far(embed, *words, **how):
+        z, kept = real(embed, *words, **how)
+        return z * 1e30, kept
+
+    monkeypatch.setattr(experiment, 'embed_all', far)
+    with pytest.raises(FloatingPointError, match='the run has diverged'):
+        train(tiny(), 'r', progress=False, say=silent)
+    assert Run.open('r').read('metrics.json')['status'].startswith('failed: the run has diverged')

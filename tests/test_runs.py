@@ -1,6 +1,6 @@
 "A run's folder, its model's file, and what is said where they are damaged, edited, old or somebody else's"
 
-import json, os, pickle, shutil
+import json, os, pickle, shutil, warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 import pytest, torch
@@ -387,3 +387,81 @@ def test_record():
     assert set(told['versions']) == {'jepa_lit', 'torch', 'torchvision', 'python'}
     assert told['machine']['threads'] == torch.get_num_threads() and json.dumps(told)
     assert not {'seed', 'split_seed'} & set(machine(0.0))
+
+
+def test_a_flipped_bit_of_any_file_is_announced_or_changes_nothing(tmp_path, unchecked):
+    "Of a run's texts, at many places; the model and the checkpoints have tests of their own"
+    run = Run.create(tmp_path / 'run', small, Options(checkpoint_every=4))
+    train(small, run)
+    run.write('metrics.json', dict(status='done', step=8, loss=0.123456))
+    acts = {
+        'recipe.json': lambda: (run.recipe, run.options),
+        'metrics.json': lambda: run.read('metrics.json'),
+        'log.jsonl': lambda: run.lines(skipped=True),
+    }
+    for name, act in acts.items():
+        path = run.path / name
+        good, expected = path.read_bytes(), act()
+        for i in range(0, 8 * len(good), len(good) // 5 + 1):
+            bad = bytearray(good)
+            bad[i // 8] ^= 1 << i % 8
+            path.write_bytes(bad)
+            with warnings.catch_warnings(record=True) as heard:
+                warnings.simplefilter('always')
+                try:
+                    assert act() == expected or heard or name == 'metrics.json', (name, i)
+                except ValueError as e:
+                    assert '\n' not in str(e) and name in str(e)
+        path.write_bytes(good)
+        assert act() == expected
+
+
+def test_a_flipped_digit_of_the_log_is_left_out_and_said(tmp_path):
+    run = Run.create(tmp_path / 'run', small)
+    for step in range(4):
+        run.log(dict(step=step, loss=0.5))
+    path = run.path / 'log.jsonl'
+    path.write_text(path.read_text().replace('"step": 1, "loss": 0.5', '"step": 1, "loss": 0.7'))
+    with pytest.warns(UserWarning, match='1 damaged lines are left out'):
+        assert [l['step'] for l in run.lines()] == [0, 2, 3]
+    with pytest.warns(UserWarning, match='1 of the 4 lines before step 4 are missing'):
+        run.truncate(4)
+    assert [l['step'] for l in run.lines()] == [0, 2, 3]
+
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='no pipes')
+@pytest.mark.parametrize('name', ['log.jsonl', '.lock', 'recipe.json', 'model.safetensors', 'metrics.json'])
+@pytest.mark.parametrize('kind', ['pipe', 'link', 'folder', 'nowhere'])
+def test_files_that_are_none(name, kind, tmp_path, unchecked):
+    "Nothing hangs, and what a link points to stays as it is"
+    run = Run.create(tmp_path / 'run', small, Options(checkpoint_every=4))
+    (tmp_path / 'mine').write_text('years of work')
+    path = run.path / name
+    path.unlink(missing_ok=True)
+    if kind == 'pipe':
+        os.mkfifo(path)
+    elif kind == 'folder':
+        path.mkdir()
+    else:
+        path.symlink_to(tmp_path / ('mine' if kind == 'link' else 'nowhere'))
+
+    def acts():
+        yield lambda: train(small, run)
+        yield lambda: run.log(dict(step=8))
+        yield lambda: Run.open(run.path).recipe
+        yield lambda: load_run(run.path)
+        yield lambda: run.read('metrics.json')
+        yield lambda: save_model(fresh(), small, run.path / 'model.safetensors')
+        yield lambda: run.write('metrics.json', {})
+        yield lambda: Run.create(run.path, small, overwrite=True)
+
+    for act in acts():
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')
+                with run.locked():
+                    act()
+        except (ValueError, OSError) as e:
+            assert '\n' not in str(e)
+    run.close()
+    assert (tmp_path / 'mine').read_text() == 'years of work' and not (tmp_path / 'nowhere').exists()
