@@ -101,7 +101,9 @@ def sincos_2d(
     omega = 10000 ** (-torch.arange(dim // 4, dtype=torch.float64, device='cpu') / (dim // 4))
     r, s = torch.meshgrid(*(torch.arange(n, device='cpu') for n in (rows, cols)), indexing='ij')
     angles = [a.reshape(-1, 1) * omega for a in (s, r)]  # the column first; each (n d/4)
-    return torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], 1).to(torch.get_default_device(), torch.float32)
+    return torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], 1).to(
+        torch.get_default_device(), torch.float32
+    )
 
 # %% ../nbs/10_patches.ipynb #2271f0b8
 def resize_positions(
@@ -169,7 +171,9 @@ def _check_values(index, n, mask, name):
         raise ValueError(f"expected {name} between 0 and {n - 1}, got {low if low < 0 else high}")
 
     real = torch.ones_like(index, dtype=torch.bool) if mask is None else mask
-    uses = torch.zeros(len(index), n, dtype=torch.int32, device=index.device).scatter_add_(1, index, real.int())
+    uses = torch.zeros(len(index), n, dtype=torch.int32, device=index.device).scatter_add_(
+        1, index, real.int()
+    )
     for wrong, what in ((~real.any(1), 'none'), ((uses > 1).any(1), 'one twice')):
         if wrong.any():
             row = wrong.int().argmax()
