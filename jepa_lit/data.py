@@ -110,6 +110,13 @@ class ImageSet:
         "Some of the images, in that order"
         return replace(self, **{name: pick(getattr(self, name), index) for name in self.per_image})
 
+    def fingerprint(self) -> str:
+        "The same for the same names and lengths of files, or the same pixels, wherever they lie"
+        if self.file_sizes is None:
+            return tensor_digest(self.pixels)
+        files = repr((self.size, self.names, self.file_sizes.tolist()))
+        return hashlib.blake2b(files.encode(), digest_size=16).hexdigest()
+
 # %% ../nbs/01_data.ipynb #cafe0110
 def tensor_digest(
     *tensors: Tensor,  # on the CPU
@@ -131,8 +138,9 @@ class Images(ImageSet):
     classes: tuple[str, ...] = ()  # name of each class
     names: tuple[str, ...] | None = None  # file of each
     skipped: tuple[str, ...] = ()  # files that could not be read
+    file_sizes: Int64[Tensor, "n"] | None = None  # bytes of each file, where they come from files
 
-    per_image = ('pixels', 'labels', 'names')
+    per_image = ('pixels', 'labels', 'names', 'file_sizes')
 
     def __post_init__(self):
         p = self.pixels
@@ -142,10 +150,6 @@ class Images(ImageSet):
 
     def __len__(self):
         return len(self.pixels)
-
-    def fingerprint(self) -> str:
-        "The same for the same pixels, wherever they lie"
-        return tensor_digest(self.pixels)
 
     @property
     def size(self) -> int:
@@ -172,6 +176,7 @@ class Splits:
     test: ImageSet | None = None  # to be judged on, None without labels
     unlabeled: ImageSet | None = None  # STL-10's extra images
     notes: tuple[str, ...] = ()  # what the user should be told
+    levels: tuple[float, float] | None = None  # black and white of images with more than 8 bits
 
     def __repr__(self):
         lines = [f'Splits: {self.name}']

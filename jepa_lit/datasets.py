@@ -6,9 +6,9 @@
 __all__ = ['SETS', 'LOADERS', 'load', 'read_idx', 'channel_statistics', 'DataConfig']
 
 # %% ../nbs/03_datasets.ipynb #fcfdeba1
-import gzip, os, zlib
+import gzip, os, re, unicodedata, zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -24,11 +24,22 @@ from jepa_lit.data import (
     Splits,
     documented,
     one_of,
+    part_of,
     pick,
+    printable,
     shorten,
     split,
 )
-from .files import Files, batches, decode, existing_folder, find_images
+from jepa_lit.files import (
+    Files,
+    Levels,
+    batches,
+    decode,
+    existing_folder,
+    find_levels,
+    open_plain,
+    survey_folder,
+)
 
 # %% ../nbs/03_datasets.ipynb #5a6c273a
 _DIGITS = tuple('0123456789')
@@ -102,6 +113,7 @@ def load(
     split_seed: int = 0,  # of the 80/20 split, where the set has none of its own
     cache_gb: int | float = 2.0,  # a folder is decoded into a cache up to this size, else streamed
     workers: int = 0,  # threads that fill the cache, 0 for one a core
+    levels: Levels | None = None,  # black and white of more than 8 bits, by default found in the folder
 ) -> Splits:  # parts and notes
     "A data set by name, or any folder of images"
     one_of(name, SETS, 'data set')
@@ -111,7 +123,10 @@ def load(
         raise ValueError(f'size must be a whole number of at least 1 pixel, got {size!r}')
     if name not in LOADERS:
         raise ValueError(f'data set {name!r} is read by a later chapter: import jepa_lit.{name} first')
-    return LOADERS[name](root, size, split_seed, cache_gb, workers)
+    if levels and not levels[0] < levels[1]:
+        raise ValueError(f'levels: black below white expected, got {levels}')
+    given = (levels,) if levels else ()  # most loaders have no such thing
+    return LOADERS[name](root, size, split_seed, cache_gb, workers, *given)
 
 # %% ../nbs/03_datasets.ipynb #2a939b7e
 def _resized(pixels: np.ndarray, size: int) -> Tensor:
@@ -157,10 +172,11 @@ def read_idx(
     path: str | Path,  # an idx file of bytes, gzipped or not
 ) -> np.ndarray:  # uint8
     "The array in an idx file (the format of MNIST)"
-    raw = Path(path).read_bytes()
+    with open_plain(path, 'rb') as file:
+        zipped = file.read(2) == b'\x1f\x8b'
     try:
-        if raw[:2] == b'\x1f\x8b':
-            raw = gzip.decompress(raw)
+        with gzip.open(path) if zipped else open_plain(path, 'rb') as file:
+            raw = file.read(2**30)  # a small file may hold any number of zeros
         if raw[:3] != b'\0\0\x08':
             raise ValueError(f'it begins {raw[:3].hex(" ")}, not 00 00 08')
         shape = np.frombuffer(raw, '>u4', count=raw[3], offset=4)
@@ -309,73 +325,104 @@ LOADERS['cifar10'] = partial(_load_published, 'cifar10', _read_cifar)
 LOADERS['stl10'] = partial(_load_published, 'stl10', _read_stl)
 
 # %% ../nbs/03_datasets.ipynb #f43a88a5
-def _classes_in(names: list[str], part: str) -> dict[str, str | None]:
-    "The names that begin with `part`, each with the folder that follows, or None"
-    found = {}
-    for name in names:
-        if name.startswith(part):
-            folder, slash, _ = name.removeprefix(part).partition('/')
-            found[name] = folder if slash else None
-    return found
+def _in_parts(names: list[str]) -> tuple[dict, dict]:
+    "Folders on the way to each image, without that which names its part; and the names in each part"
+    ways = {name: name.split('/')[:-1] for name in names}
+    for depth in range(4):
+        deep = {name: way for name, way in ways.items() if len(way) > depth}
+        kinds = {}  # of the folders side by side
+        for way in deep.values():
+            kinds.setdefault(tuple(way[:depth]), set()).add(part_of(way[depth]))
+        parts = dict(train=[], test=[], val=[])
+        for name, way in deep.items():
+            beside = kinds[tuple(way[:depth])]
+            part = part_of(way[depth])
+            if part and 'train' in beside and beside & {'val', 'test'}:
+                parts[part].append(name)
+                ways[name] = way[:depth] + way[depth + 1 :]
+        if parts['train']:
+            return ways, parts
+    return ways, dict(train=names)
+
+# %% ../nbs/03_datasets.ipynb #cafe0301
+def _same(name: str) -> str:
+    "One spelling of a class, whatever system wrote its folder"
+    return unicodedata.normalize('NFC', name).casefold()
 
 
 def _layout(names: list[str], seed: int) -> tuple[dict, dict, str]:
     "Training and test part, each a dictionary from a name to its class (or None), and a note"
-    tops = {name.partition('/')[0] for name in names if '/' in name}
-    held = [p for p in ('test', 'val', 'valid', 'validation') if p in tops and 'train' in tops]
-    train = _classes_in(names, 'train/' if held or tops == {'train'} else '')
-    classes = set(train.values())
-    if None in classes or len(classes) < 2:
+    ways, parts = _in_parts(names)
+    shared = len(os.path.commonprefix([ways[name] for name in parts['train']]))
+    classes = {name: way[shared] if len(way) > shared else None for name, way in ways.items()}
+    train = {name: classes[name] for name in parts.pop('train')}
+    known = sorted({str(c) for c in train.values()})
+    if None in train.values() or len(known) < 2:
         return dict.fromkeys(train), {}, 'no class sub-folders: no labels, no test part'
 
-    for part in held:
-        test = _classes_in(names, f'{part}/')
-        if set(test.values()) <= classes:
-            return train, test, f'train/ and {part}/ as found'
-    known = sorted(classes)
+    spelled = {_same(c): c for c in known} | {c: c for c in known}
+    for part, held in parts.items():
+        test = {name: spelled.get(classes[name]) or spelled.get(_same(str(classes[name]))) for name in held}
+        if held and None not in test.values():
+            return train, test, f'training and {part} part as found'
     labels = [known.index(c) for c in train.values()]
     pairs = list(train.items())
     train, test = (dict(pick(pairs, rows)) for rows in split(labels, 0.2, seed))
     return train, test, f'split 80/20 by split_seed {seed}'
 
 # %% ../nbs/03_datasets.ipynb #cba632d7
-def _parts(root: Path, found: list[str], size: int, split_seed: int, titles: dict) -> tuple[list, str]:
-    "The files of the training part, and of the test part if there is one, and a note"
+def _parts(root: Path, found: list[str], size: int, split_seed: int, titles: dict) -> tuple[list, list]:
+    "The files of the training part, and of the test part if there is one, and notes"
     train, test, note = _layout(found, split_seed)
+    notes = [note]
+    aside = sorted({os.path.dirname(name) or '.' for name in found if name not in train | test})
+    if aside:
+        notes.append(f'left aside, in no part: the images in {printable(shorten(aside))}')
     folders = sorted(set(train.values()) - {None})
-    classes = tuple(titles.get(c, c) for c in folders)
+    odd = [c for c in folders if part_of(c) or re.fullmatch(r'(fold|split|batch)[\W_]*\d+', c, re.I)]
+    if odd:
+        notes.append(f'warning: classes with names of parts: {printable(shorten(odd))}')
+
+    classes = tuple(printable(titles.get(c, c)) for c in folders)
+    number = {c: i for i, c in enumerate(folders)}
     parts = []
     for part in (train, test) if test else (train,):
         paths = [str(root / name) for name in part]
-        labels = torch.tensor([folders.index(c) for c in part.values()]) if folders else None
-        names = tuple(name.encode('utf-8', 'backslashreplace').decode() for name in part)  # printable
-        parts.append(Files(paths, labels, classes, names, size))
-    return parts, note
+        labels = torch.tensor([number[c] for c in part.values()], device='cpu') if folders else None
+        parts.append(Files(paths, labels, classes, tuple(map(printable, part)), size))
+    return parts, notes
 
 # %% ../nbs/03_datasets.ipynb #6262fe00
-def _load_folder(root, size, split_seed, cache_gb, workers, name='folder', titles={}) -> Splits:
+def _load_folder(
+    root, size, split_seed, cache_gb, workers, levels=None, name='folder', titles={}
+) -> Splits:
     "A folder of images: decoded once into the cache where it fits, else streamed"
     if root is None:
         raise ValueError(f'data set {name!r} needs root, the folder of images')
-    root = Path(root).expanduser()
-    found = find_images(root)
+    root = existing_folder(root)
+    found, others = survey_folder(root)
     parts, layout = _parts(root, found, size, split_seed, titles)
-    used = sum(len(part) for part in parts)
-    decoded = used * 3 * size * size
-    if decoded > cache_gb * 1e9:
-        cached = [f'streamed from disk: more than {cache_gb} GB decoded']
+    used = sum(map(len, parts))
+    counts = f'{name}: {used:,} of {len(found):,} image files in {printable(str(root))}'
+    notes = [f'{counts}, besides {others}' if others else counts, *layout]
+
+    own = find_levels(parts[0].paths)
+    levels = levels or own
+    if own:
+        notes.append(f'more than 8 bits: {levels[0]:g} is black and {levels[1]:g} white (here {own[0]:g} to {own[1]:g})')
+    parts = [replace(part, levels=levels) for part in parts]
+    if used * 3 * size * size > cache_gb * 1e9:
+        notes.append(f'streamed from disk: more than {cache_gb} GB decoded')
     else:
         parts, cached = zip(*(decode(part, workers) for part in parts))
-
-    counts = f'{name}: {used:,} of {len(found):,} image files in {root}'
-    notes = [counts, layout, *cached]
-    bad = [n for part in parts for n in part.skipped]
+        notes += cached
+    bad = [name for part in parts for name in part.skipped]
     if bad:
         notes.append(f'skipped: {len(bad)} of {used} image files cannot be read: {shorten(bad)}')
     if len(parts[0]) < 2:
-        raise ValueError(f'{root}: at least 2 readable images are needed to train ({"; ".join(notes)})')
+        raise ValueError(f'{printable(str(root))}: at least 2 readable images are needed to train ({"; ".join(notes)})')
     parts = [part for part in parts if len(part)]
-    return Splits(name, *parts, notes=tuple(notes))
+    return Splits(name, *parts, notes=tuple(notes), levels=levels)
 
 # %% ../nbs/03_datasets.ipynb #4df670b9
 def _load_imagenette(root: str | Path | None, *options) -> Splits:
@@ -396,14 +443,12 @@ def channel_statistics(
     if not len(images):
         raise ValueError('no images to take the mean of')
     images = getattr(images, 'sample', images)  # of shards, a part in memory
-    order = torch.linspace(0, len(images) - 1, min(len(images), 2000)).long()
-    total = torch.zeros(images.channels, dtype=torch.float64)
-    squares = torch.zeros(images.channels, dtype=torch.float64)
-    count = 0
+    order = torch.linspace(0, len(images) - 1, min(len(images), 2000), device='cpu').long()
+    total = squares = count = 0
     for pixels, _ in batches(images, order, workers=workers):
         x = pixels.double() / 255
-        total += x.sum((0, 2, 3))
-        squares += (x * x).sum((0, 2, 3))
+        total = total + x.sum((0, 2, 3))
+        squares = squares + (x * x).sum((0, 2, 3))
         count += x[:, 0].numel()
     mean = total / count
     variance = (squares / count - mean**2).clamp_min(0)
@@ -420,3 +465,4 @@ class DataConfig:
     size: Annotated[int, Meta(ge=1)] | None = None  # side in pixels; the set's own by default
     split_seed: Annotated[int, Meta(ge=0)] = 0  # of the split into training and test part
     validate: bool = False  # report on a fifth of the training part, not on the test part: for tuning
+    levels: Levels | None = None  # black and white of images with more than 8 bits; the set's by default

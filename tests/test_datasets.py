@@ -451,9 +451,7 @@ def test_too_many_pixels(tmp_path, monkeypatch):
     tree(tmp_path, '1.png', '2.png')
     picture(tmp_path / '3.png', size=(400, 400))
     picture(tmp_path / '4.png', size=(150, 100))
-    monkeypatch.setattr(
-        Image, 'MAX_IMAGE_PIXELS', 10_000
-    )  # 3.png is refused by Pillow, 4.png would only warn
+    monkeypatch.setattr(files, 'MEMORY', 10_000)
     assert load('folder', tmp_path, size=8).train.skipped == ('3.png', '4.png')
 
 
