@@ -456,6 +456,7 @@ def open_run(
             made.data.split_seed,
             options.cache_gb,
             options.workers,
+            made.data.levels,
         )
     for note in splits.notes:
         print(note)

@@ -393,9 +393,7 @@ def _parts(root: Path, found: list[str], size: int, split_seed: int, titles: dic
     return parts, notes
 
 # %% ../nbs/03_datasets.ipynb #6262fe00
-def _load_folder(
-    root, size, split_seed, cache_gb, workers, levels=None, name='folder', titles={}
-) -> Splits:
+def _load_folder(root, size, split_seed, cache_gb, workers, levels=None, name='folder', titles={}) -> Splits:
     "A folder of images: decoded once into the cache where it fits, else streamed"
     if root is None:
         raise ValueError(f'data set {name!r} needs root, the folder of images')
@@ -409,7 +407,9 @@ def _load_folder(
     own = find_levels(parts[0].paths)
     levels = levels or own
     if own:
-        notes.append(f'more than 8 bits: {levels[0]:g} is black and {levels[1]:g} white (here {own[0]:g} to {own[1]:g})')
+        notes.append(
+            f'more than 8 bits: {levels[0]:g} is black and {levels[1]:g} white (here {own[0]:g} to {own[1]:g})'
+        )
     parts = [replace(part, levels=levels) for part in parts]
     if used * 3 * size * size > cache_gb * 1e9:
         notes.append(f'streamed from disk: more than {cache_gb} GB decoded')
@@ -420,7 +420,9 @@ def _load_folder(
     if bad:
         notes.append(f'skipped: {len(bad)} of {used} image files cannot be read: {shorten(bad)}')
     if len(parts[0]) < 2:
-        raise ValueError(f'{printable(str(root))}: at least 2 readable images are needed to train ({"; ".join(notes)})')
+        raise ValueError(
+            f'{printable(str(root))}: at least 2 readable images are needed to train ({"; ".join(notes)})'
+        )
     parts = [part for part in parts if len(part)]
     return Splits(name, *parts, notes=tuple(notes), levels=levels)
 

@@ -78,6 +78,7 @@ def load_splits(
         data.split_seed,
         options.cache_gb,
         options.workers,
+        data.levels,
     )
 
     if splits.test is not None and len(splits.test) < 2:
@@ -502,6 +503,7 @@ def train(
         tell = _silent if parallel.rank else say
         with _in_turn(parallel):
             splits = load_splits(recipe, options)
+        recipe = replace(recipe, data=replace(recipe.data, levels=splits.levels))
         tell(repr(splits))
 
         settings = resolve(recipe, options, splits, run, parallel, minutes, progress, accept_changes)
