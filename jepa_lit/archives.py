@@ -12,9 +12,10 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
@@ -33,13 +34,12 @@ from jepa_lit.files import (
 
 # %% ../nbs/62_archives.ipynb #687da98f
 class _Header(tarfile.TarInfo):
-    "A header of a sound length: another keeps `tarfile` busy for hours"
+    "Long names and comments are refused: one of 200 kB keeps `tarfile` busy for a minute"
 
     @classmethod
     def frombuf(cls, buf, encoding, errors):
         header = super().frombuf(buf, encoding, errors)
-        most = 2**13 if header.type in (b'x', b'g', b'X', b'L', b'K') else 2**62  # a name, or a file
-        if not 0 <= header.size <= most:
+        if header.type in b'xgXLK' and header.size > 2**13:  # a name or a comment
             raise tarfile.InvalidHeaderError(f'a header of {header.size} bytes')
         return header
 
@@ -129,7 +129,7 @@ def _from_tar(path: str, first: int, dot: str) -> Iterator[bytes]:
         raise ValueError(faults[0])
 
 
-def _from_table(path: str, first: int, dot: str) -> Iterator[bytes]:
+def _from_table(path: str, first: int) -> Iterator[bytes]:
     with _open_table(path) as table:
         parts = table.iter_batches(16, columns=_image_columns(table)[:1], use_threads=False)
         rows = itertools.chain.from_iterable(part.column(0) for part in parts)
@@ -138,17 +138,15 @@ def _from_table(path: str, first: int, dot: str) -> Iterator[bytes]:
             yield (content.get('bytes') if isinstance(content, dict) else content) or b''
 
 
-def _is_table(path: str) -> bool:
-    return path.lower().endswith('.parquet')
-
-
 def open_shard(
     path: str,  # a .tar or .parquet file
     first: int = 0,  # the image to begin with
     dot: str = 'first',  # or 'last': where the name of a sample ends in a tar archive
 ) -> Iterator[bytes]:  # image files
     "The images of one shard from one on, undecoded"
-    return (_from_table if _is_table(path) else _from_tar)(path, first, dot)
+    if path.lower().endswith('.parquet'):
+        return _from_table(path, first)
+    return _from_tar(path, first, dot)
 
 
 def decode_sample(
@@ -210,35 +208,47 @@ def _encoded(data: ImageSet, index: range) -> Iterator[tuple]:
         yield from zip(numbers.tolist(), map(to_png, pixels), labels)
 
 
+def _free_paths(folder: Path, prefix: str, n: int, format: str) -> list[Path]:
+    "Names of n shards, refused where others of this name lie"
+    paths = [folder / f'{prefix}-{k:05d}-of-{n:05d}.{format}' for k in range(n)]
+    others = set(folder.glob(f'{glob.escape(prefix)}-*-of-*')) - set(paths)
+    if others:
+        raise ValueError(f'{folder}: other shards are there already, such as {min(others).name}')
+    return paths
+
+
 def write_shards(
     data: ImageSet,  # what to write
     folder: str | Path,  # where; made if need be
     per_shard: int = 1000,  # images in a shard; the last has the rest
     format: str = 'tar',  # or 'parquet'
-    prefix: str = 'train',  # shards named test, val, valid or validation are held out
+    prefix: str = 'train',  # shards with a word such as test or val in their names are held out
 ) -> list[Path]:  # the files written
     "Images as shards, with labels where there are some"
     if per_shard < 1:
         raise ValueError(f'per_shard must be at least 1, got {per_shard}')
     write = dict(tar=write_tar, parquet=write_parquet)[one_of(format, ('tar', 'parquet'), 'format')]
-    images = range(len(data))
-    starts = images[::per_shard]
+    parts = [range(len(data))[first : first + per_shard] for first in range(0, len(data), per_shard)]
     folder = Path(folder).expanduser()
-    paths = [folder / f'{prefix}-{k:05d}-of-{len(starts):05d}.{format}' for k in range(len(starts))]
-    others = set(folder.glob(f'{glob.escape(prefix)}-*-of-*')) - set(paths)
-    if others:
-        raise ValueError(f'{folder}: other shards are there already, such as {min(others).name}')
-
+    paths = _free_paths(folder, prefix, len(parts), format)
     folder.mkdir(parents=True, exist_ok=True)
     if data.classes:
-        with atomic_write(folder / 'classes.txt') as part:
-            part.write_text('\n'.join([*map(printable, data.classes), '']), 'utf-8')
-    for path, first in zip(paths, starts):
-        with atomic_write(path) as part:
-            write(part, list(_encoded(data, images[first : first + per_shard])))
+        with atomic_write(folder / 'classes.txt') as tmp:
+            tmp.write_text('\n'.join([*map(printable, data.classes), '']), 'utf-8')
+    for path, part in zip(paths, parts):
+        with atomic_write(path) as tmp:
+            write(tmp, list(_encoded(data, part)))
     return paths
 
 # %% ../nbs/62_archives.ipynb #afc563a3
+def _label(archive: tarfile.TarFile, sample: list[tarfile.TarInfo]) -> int | str | None:
+    "What the label's file of a sample says, as a number where it is one"
+    for member in sample:
+        if member.isreg() and member.name.lower().endswith('.cls'):
+            text = archive.extractfile(member).read(32).strip().decode('utf-8', 'replace')
+            return int(text) if re.fullmatch('-?[0-9]+', text) else text
+
+
 def _count_tar(path: str, dot: str, said: list) -> list:
     "Label of each image of a tar archive; `said` gets what is damaged, and what is not read"
     labels = []
@@ -246,32 +256,23 @@ def _count_tar(path: str, dot: str, said: list) -> list:
     beside = []
     with _open_tar(path) as archive:
         for sample in _samples(archive, dot, said):
-            image, *others = _images(sample) or [None]
-            beside += others
-            if not image:
+            images = _images(sample)
+            beside += images[1:]
+            if images:
+                labels.append(_label(archive, sample))
+            else:
                 bare += sample
-                continue
-            label = None
-            for member in sample:
-                if member.isreg() and member.name.lower().endswith('.cls'):
-                    label = archive.extractfile(member).read(32).strip().decode('utf-8', 'replace')
-            labels.append(int(label) if re.fullmatch('-?[0-9]+', label or '') else label)
     if said and len(labels) > 1 and labels[0] is not None and labels[-1] is None:
         labels.pop()  # cut off between an image and its label
 
-    kinds = {
-        'files without an image': bare,
-        f'images behind another in one sample, named to its {dot} dot': beside,
-    }
-    said += [
-        f'{len(files)} {kind} ({shorten([m.name for m in files], 2)})'
-        for kind, files in kinds.items()
-        if files
-    ]
+    behind = f'images behind another in one sample, named to its {dot} dot'
+    for kind, files in (('files without an image', bare), (behind, beside)):
+        if files:
+            said.append(f'{len(files)} {kind} ({shorten([member.name for member in files], 2)})')
     return labels
 
 
-def _count_table(path: str, dot: str, said: list) -> list:
+def _count_table(path: str, said: list) -> list:
     "Label of each row, from a column `label` or `cls`"
     with _open_table(path) as table:
         unread = _image_columns(table)[1:]
@@ -283,8 +284,7 @@ def _count_table(path: str, dot: str, said: list) -> list:
         return [None] * table.metadata.num_rows
 
 # %% ../nbs/62_archives.ipynb #7b0f9578
-@dataclass(frozen=True)
-class Count:
+class Count(NamedTuple):
     "What is known of one shard"
 
     stamp: list[int]  # length and time of the file that was counted
@@ -312,7 +312,8 @@ def count_shard(
     said = []
     labels = []
     try:
-        labels = (_count_table if _is_table(path) else _count_tar)(path, dot, said)
+        is_table = path.lower().endswith('.parquet')
+        labels = _count_table(path, said) if is_table else _count_tar(path, dot, said)
     except ImportError:
         raise
     except Exception as e:  # damaged bytes may raise anything
@@ -339,10 +340,22 @@ def _read_index(file: Path, root: str) -> dict[str, Count]:
     try:
         seal, _, text = read_text(file).partition('\n')
         if seal == mark(root, text):
-            return {path: Count(**fields) for path, fields in json.loads(text).items()}
+            return {path: Count(*fields) for path, fields in json.loads(text).items()}
     except (OSError, ValueError):
         pass
     return {}
+
+
+def _write_index(file: Path, root: str, known: dict[str, Count]) -> str:
+    "What is to be said of it"
+    text = json.dumps(known)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(file) as tmp:
+            tmp.write_text(f'{mark(root, text)}\n{text}', 'utf-8')
+    except OSError as e:
+        return f'{file} cannot be written ({e.strerror}), so shards are counted each time'
+    return f'index {file}'
 
 
 def count_shards(
@@ -354,25 +367,16 @@ def count_shards(
     root = os.path.abspath(os.path.expanduser(root))
     file = cache_folder() / f'shards-{mark(root, dot)}.json'
     known = _read_index(file, root)
-    said = f'index {file}'
-    if file.exists() and not known:
-        said += ' (damaged, made again)'
+    damaged = ' (damaged, made again)' if file.exists() and not known else ''
     new = [path for path in paths if path not in known or known[path].stamp != stamp(path)]
     if not new:
-        return known, said
+        return known, f'index {file}'
 
     with ThreadPoolExecutor(8) as pool:
         counts = pool.map(partial(count_shard, dot=dot), new)
         bar = tqdm(counts, 'counting', len(new), unit='shard', disable=None if len(new) > 100 else True)
         known |= zip(new, bar)
-    text = json.dumps({path: asdict(count) for path, count in known.items()})
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(file) as part:
-            part.write_text(f'{mark(root, text)}\n{text}', 'utf-8')
-    except OSError as e:
-        said = f'{file} cannot be written ({e.strerror}), so shards are counted each time'
-    return known, said
+    return known, _write_index(file, root, known) + damaged
 
 # %% ../nbs/62_archives.ipynb #cf5f05e3
 _SHARD = re.compile(r'[^.].*\.(tar|parquet|tgz|tar\.(gz|bz2|xz|zst))', re.IGNORECASE)
@@ -398,20 +402,23 @@ def find_shards(
     return sorted(shards)
 
 # %% ../nbs/62_archives.ipynb #8b95ee97
+def _families(paths: list[str]) -> dict[tuple, set[int]]:
+    "Numbers of the shards that differ in nothing else, by what is before and behind, its width, and the total"
+    families = defaultdict(set)
+    for path in paths:
+        if numbered := re.fullmatch(r'(.*?)(\d+)((?:-of-(\d+))?\.\w+)', path):
+            head, number, tail, total = numbered.groups()
+            families[head, tail, len(number), int(total or 0)].add(int(number))
+    return families
+
+
 def missing_shards(
     paths: list[str],  # of the shards that are there
     counted: Collection[str] = (),  # paths that were counted before
 ) -> list[str]:  # paths, sorted
     "Shards that should be there"
     gone = {p for p in set(counted) - set(paths) if not re.search(r'-of-\d+\.\w+$', p)}
-    families = defaultdict(set)  # numbers of the shards that differ in nothing else
-    for path in paths:
-        if numbered := re.fullmatch(r'(.*?)(\d+)((?:-of-(\d+))?\.\w+)', path):
-            head, number, tail, total = numbered.groups()
-            family = head, tail, len(number), int(total or 0)
-            families[family].add(int(number))
-
-    for (head, tail, width, total), have in families.items():
+    for (head, tail, width, total), have in _families(paths).items():
         start = int(total == max(have))  # some count from 1
         expected = range(start, start + total) if total else range(min(have), max(have))
         most = 10**6 if total else 2 * len(have) - 1  # more are dates, or the like
@@ -460,33 +467,39 @@ def _usable(counts: dict[str, Count]) -> dict[str, Count]:
     return usable
 
 
+def _classes(file: Path) -> tuple[str, ...]:
+    "The lines of a file, if it is there"
+    text = read_text(file).strip('\ufeff\r\n') if os.path.lexists(file) else ''
+    return tuple(re.split('\r?\n', text)) if text else ()
+
+
+def _gone(root: str | Path, paths: list[str], known: dict[str, Count]) -> str:
+    "What is said of shards that should be there; nothing where a single one is asked for"
+    if os.path.isfile(os.path.expanduser(root)):
+        return ''
+    gone = [os.path.basename(path) for path in missing_shards(paths, known)]
+    return f'{len(gone)} shards are missing: {shorten(gone)}' if gone else ''
+
+
 def survey(
     root: str | Path,  # a folder, a file, or a pattern such as 'data/*.tar'
     missing: str = 'error',  # or 'skip': what to do when a shard is not there
     dot: str = 'first',  # or 'last': where the name of a sample ends in a tar archive
 ) -> Survey:
     "Find, count and compare the shards of a folder"
-    one_of(dot, ('first', 'last'), 'dot')
     paths = find_shards(root)
     known, index = count_shards(root, paths, dot)
-    faults = []
-    single = os.path.isfile(os.path.expanduser(root))
-    if gone := [] if single else missing_shards(paths, known):
-        faults.append(f'{len(gone)} shards are missing: {shorten([os.path.basename(path) for path in gone])}')
-        if missing == 'error':
-            raise FileNotFoundError(
-                f"{root}: {faults[0]}; put them back, or missing='skip' goes on without; {index}"
-            )
+    gone = _gone(root, paths, known)
+    if gone and missing == 'error':
+        raise FileNotFoundError(f"{root}: {gone}; put them back, or missing='skip' goes on without; {index}")
 
     usable = _usable({path: known[path] for path in paths})
     trouble = [known[path].trouble for path in paths if known[path].trouble]
-    if trouble:
-        faults.append(f'{len(trouble)} odd or damaged shards, in part or whole: {shorten(trouble, 3, "; ")}')
-    order = mark([(os.path.basename(path), count.n) for path, count in usable.items()])[:6]
     n = sum(count.n for count in usable.values())
-    head = f'shards: {n:,} images in {len(usable)} shards in {root} (order {order}, {index})'
-
-    names = Path(paths[0]).with_name('classes.txt')
-    lines = read_text(names).strip('\ufeff\r\n') if os.path.lexists(names) else ''
-    classes = tuple(re.split('\r?\n', lines)) if lines else ()
-    return Survey(paths, usable, trouble, classes, [head, *(f'skipped: {fault}' for fault in faults)])
+    notes = [f'shards: {n:,} images in {len(usable)} shards in {root} ({index})']
+    if gone:
+        notes.append(f'skipped: {gone}')
+    if trouble:
+        said = shorten(trouble, 3, '; ')
+        notes.append(f'skipped: {len(trouble)} odd or damaged shards, in part or whole: {said}')
+    return Survey(paths, usable, trouble, _classes(Path(paths[0]).with_name('classes.txt')), notes)

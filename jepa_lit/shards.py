@@ -26,7 +26,7 @@ class Shards(Files):
     "Images in shards, read in order and shuffled by a buffer; `paths` are those of the shards"
 
     lengths: tuple[int, ...] = ()  # images in each shard
-    rows: Int64[Tensor, "n"] | None = None  # those that count, None for all
+    rows: Int64[Tensor, "n"] | None = None  # those that count, by default all
     buffer: int = 4096  # images held by all readers together
     lanes: int = 16  # at most so many shards are read side by side
     missing: str = 'error'  # or 'skip': what to do when a shard vanishes
@@ -41,11 +41,11 @@ class Shards(Files):
             raise ValueError(f'buffer and lanes must be at least 1, got {self.buffer} and {self.lanes}')
         one_of(self.missing, ('error', 'skip'), 'missing')
         one_of(self.dot, ('first', 'last'), 'dot')
+        if self.rows is None:
+            object.__setattr__(self, 'rows', torch.arange(sum(self.lengths), device='cpu'))
         super().__post_init__()
 
     def __len__(self):
-        if self.rows is None:
-            return sum(self.lengths)
         return len(self.rows)
 
     @property
@@ -55,10 +55,8 @@ class Shards(Files):
 
     def fingerprint(self) -> str:
         "The same for the same shards in the same order, wherever their folder lies"
-        lengths = [os.path.getsize(path) if os.path.exists(path) else -1 for path in self.paths]
-        shards = list(zip(map(os.path.basename, self.paths), self.lengths, lengths))
-        rows = '' if self.rows is None else tensor_digest(self.rows)
-        return mark(self.size, self.dot, self.buffer, self.lanes, shards, rows)
+        shards = [(os.path.basename(p), n, stamp(p)[:1]) for p, n in zip(self.paths, self.lengths)]
+        return mark(self.size, self.dot, self.buffer, self.lanes, shards, tensor_digest(self.rows))
 
     def name(self, i: int) -> str:
         "The shard, and the place in it"
@@ -71,15 +69,6 @@ class Shards(Files):
         path = self.paths[shard]
         reader = _reader(path, self.dot, os.getpid(), *stamp(path))
         return decode_sample(reader[place], self.size, self.name(i))
-
-    def select(
-        self,
-        index: Tensor | np.ndarray | Sequence,  # indices, or a mask
-    ) -> 'Shards':  # of the same files
-        "Some of the images, in that order; a stream reads them in the order of the shards"
-        if self.rows is None:
-            return replace(self, rows=torch.arange(len(self), device='cpu')).select(index)
-        return super().select(index)
 
     @cached_property
     def sample(self) -> Images:
@@ -127,7 +116,7 @@ class Shards(Files):
 # %% ../nbs/63_shards.ipynb #bfccd839
 def _locate(data: Shards, i: int) -> tuple[int, int]:
     "Shard, and place in it, of an image"
-    i = int(i if data.rows is None else data.rows[i])
+    i = int(data.rows[i])
     ends = np.cumsum(data.lengths)
     shard = int(np.searchsorted(ends, i, side='right'))
     start = int(ends[shard]) - data.lengths[shard]
@@ -140,27 +129,23 @@ class _Reader:
     def __init__(self, path: str, dot: str):
         self.path = path
         self.dot = dot
-        self.last = np.inf  # place of the last one read
-        self.content = b''  # of that one
+        self.at = np.inf  # the place that comes next
 
     def __getitem__(self, place: int) -> bytes:
-        if place == self.last:
-            return self.content
-        if place < self.last:
-            self.files = open_shard(self.path, place, self.dot)
-            self.last = place - 1
         try:
-            self.content = next(itertools.islice(self.files, place - self.last - 1, None))
+            if place < self.at:
+                self.files = open_shard(self.path, place, self.dot)
+                self.at = place
+            content = next(itertools.islice(self.files, place - self.at, None))
+            self.at = place + 1
+            return content
         except ImportError:
             raise
         except Exception as e:  # damaged bytes may raise anything
-            self.last = np.inf
-            reason = ' '.join(f'{type(e).__name__} {e}'.split())
-            raise ValueError(
-                f'{os.path.basename(self.path)}#{place}: cannot be reached ({reason[:100]})'
-            ) from None
-        self.last = place
-        return self.content
+            self.at = np.inf
+            reason = ' '.join(f'{type(e).__name__} {e}'.split())[:100]
+            base = os.path.basename(self.path)
+            raise ValueError(f'{base}#{place}: cannot be reached ({reason})') from None
 
 
 @lru_cache(1)
@@ -169,19 +154,15 @@ def _reader(path: str, dot: str, process: int, *stamp: int) -> _Reader:
     return _Reader(path, dot)
 
 # %% ../nbs/63_shards.ipynb #2eaf5132
-def _kept(data: Shards) -> list:
+def _kept(data: Shards) -> list[np.ndarray]:
     "Places of the images that count, by shard"
-    if data.rows is None:
-        return [range(n) for n in data.lengths]
     rows = data.rows.sort().values.numpy()
     ends = np.cumsum(data.lengths)
-    starts = ends - np.array(data.lengths)
-    cuts = np.searchsorted(rows, ends[:-1])
-    parts = np.split(rows, cuts)
-    return [(part - start).tolist() for part, start in zip(parts, starts)]
+    parts = np.split(rows, np.searchsorted(rows, ends[:-1]))
+    return [part - end + n for part, end, n in zip(parts, ends, data.lengths)]
 
 
-def _read_shard(data: Shards, s: int, places: Sequence[int]) -> Iterator[Tensor | str]:
+def _read_shard(data: Shards, s: int, places: np.ndarray) -> Iterator[Tensor | str]:
     "Some images of a shard, by their places in it, or what is wrong with them"
     if not len(places):
         return
@@ -191,7 +172,7 @@ def _read_shard(data: Shards, s: int, places: Sequence[int]) -> Iterator[Tensor 
         raise FileNotFoundError(f"{path}: this shard was counted and is gone; missing='skip' goes on without")
 
     reader = _Reader(path, data.dot)
-    for done, place in enumerate(places):
+    for done, place in enumerate(places.tolist()):
         try:
             content = reader[place]
         except ValueError as e:  # what lies behind the damage is lost
@@ -334,7 +315,8 @@ def _filled(empty: Shards, paths: list[str], found: Survey) -> Shards:
         joined = itertools.chain.from_iterable(count.labels for count in counts)
         labels = torch.tensor(list(joined), dtype=torch.int64, device='cpu')
     lengths = tuple(count.n for count in counts)
-    return replace(empty, paths=paths, lengths=lengths, labels=labels, classes=found.classes, skipped=[])
+    facts = dict(lengths=lengths, rows=None, labels=labels, classes=found.classes, skipped=[])
+    return replace(empty, paths=paths, **facts)
 
 
 def _judged(train: Shards, test: Shards | None, seed: int) -> tuple[Shards, Shards | None, str]:

@@ -77,11 +77,11 @@ def test_index(made, tmp_path, alone, kind, monkeypatch):  # noqa: F811
         text = change(text)
         index.write_text(f'{mark(str(root), text)}\n{text}')
 
-    put(lambda text: text.replace('"trouble": ""', '"trouble": "marked"'))
+    put(lambda text: text.replace('""]', '"marked"]'))
     assert marked() == paths
     os.utime(paths[2], (1, 1))
     assert marked() == paths[:2] + paths[3:]
-    assert json.loads(index.read_text().split('\n')[1])[str(paths[2])]['stamp'][1] == 10**9
+    assert json.loads(index.read_text().split('\n')[1])[str(paths[2])][0][1] == 10**9
     monkeypatch.setenv('JEPA_LIT_CACHE', str(paths[0] / 'below'))
     assert 'cannot be written' in survey(root).notes[0]
 
