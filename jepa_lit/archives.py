@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from .data import ImageSet, one_of, part_of, printable, shorten
 from jepa_lit.files import (
     ENDINGS,
+    Levels,
     atomic_write,
     batches,
     cache_folder,
@@ -153,10 +154,11 @@ def decode_sample(
     content: bytes,  # from `open_shard`
     size: int,  # side of the square, in pixels
     name: str,  # what an error calls it
+    levels: Levels | None = None,  # black and white of more than 8 bits; by default the image's own
 ) -> UInt8[Tensor, "c h w"]:  # 3 channels
     "An image file in memory becomes pixels"
     try:
-        return read_image(io.BytesIO(content), size)
+        return read_image(io.BytesIO(content), size, levels)
     except ValueError as e:
         _, _, reason = str(e).partition(': ')
         raise ValueError(f'{name}: {reason}') from None

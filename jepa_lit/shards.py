@@ -6,7 +6,7 @@
 __all__ = ['Shards', 'load_shards']
 
 # %% ../nbs/63_shards.ipynb #0a567b6f
-import itertools, os
+import io, itertools, os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from .archives import Survey, decode_sample, held_out, mark, open_shard, stamp, survey
 from .data import Images, Splits, generator, one_of, split, tensor_digest
-from .datasets import LOADERS
-from .files import Files
+from .datasets import LOADERS, choose_levels
+from .files import Files, Levels, find_levels
 
 # %% ../nbs/63_shards.ipynb #c63c4d2d
 @dataclass(frozen=True, repr=False, eq=False)
@@ -68,13 +68,12 @@ class Shards(Files):
         shard, place = _locate(self, i)
         path = self.paths[shard]
         reader = _reader(path, self.dot, os.getpid(), *stamp(path))
-        return decode_sample(reader[place], self.size, self.name(i))
+        return decode_sample(reader[place], self.size, self.name(i), self.levels)
 
     @cached_property
     def sample(self) -> Images:
         "About 2,000 images from at most 16 shards, in memory, for statistics"
-        spread = np.linspace(0, len(self.paths) - 1, 16)
-        shards = sorted({round(x) for x in spread})
+        shards = _spread(self)
         kept = _kept(self)
         found = [x for s in shards for x in _read_shard(self, s, kept[s][: 2048 // len(shards)])]
         images = [x for x in found if torch.is_tensor(x)]
@@ -162,6 +161,11 @@ def _kept(data: Shards) -> list[np.ndarray]:
     return [part - end + n for part, end, n in zip(parts, ends, data.lengths)]
 
 
+def _spread(data: Shards) -> list[int]:
+    "Numbers of at most 16 shards, from the first to the last"
+    return sorted({round(x) for x in np.linspace(0, len(data.paths) - 1, 16)})
+
+
 def _read_shard(data: Shards, s: int, places: np.ndarray) -> Iterator[Tensor | str]:
     "Some images of a shard, by their places in it, or what is wrong with them"
     if not len(places):
@@ -180,7 +184,7 @@ def _read_shard(data: Shards, s: int, places: np.ndarray) -> Iterator[Tensor | s
             yield from [f'{e}, and {left - 1} behind it'] * left
             return
         try:
-            yield decode_sample(content, data.size, base)
+            yield decode_sample(content, data.size, base, data.levels)
         except ValueError:
             yield f'{base}#{place}'
 
@@ -333,6 +337,19 @@ def _judged(train: Shards, test: Shards | None, seed: int) -> tuple[Shards, Shar
     return train.select(first), replace(train.select(second), skipped=[]), f'split 80/20 by split_seed {seed}'
 
 # %% ../nbs/63_shards.ipynb #b46b76c1
+def _find_levels(data: Shards) -> Levels | None:
+    "Black and white of deep images, from 64 files in at most 16 shards"
+    files = []
+    shards = _spread(data)
+    for s in shards:
+        contents = itertools.islice(open_shard(data.paths[s], 0, data.dot), 64 // len(shards))
+        try:
+            files += map(io.BytesIO, contents)
+        except Exception:  # what cannot be read is counted where it is read
+            continue
+    return find_levels(files)
+
+
 def load_shards(
     root: str | Path,  # a folder, or a pattern such as 'data/*.tar'
     size: int = 64,  # side of the square, in pixels
@@ -341,7 +358,8 @@ def load_shards(
     lanes: int = 16,  # shards read side by side
     missing: str | None = None,  # shards are an 'error', or 'skip' them; by default as JEPA_LIT_MISSING says
     dot: str
-    | None = None,  # a sample is named up to the 'first' dot, or the 'last'; by default as JEPA_LIT_DOT says
+    | None = None,  # 'first' or 'last', which ends the name of a sample; by default as JEPA_LIT_DOT says
+    levels: Levels | None = None,  # black and white of more than 8 bits, by default found in the shards
 ) -> Splits:  # with `Shards` in it
     "Tar or parquet shards as a data set"
     missing = missing or os.environ.get('JEPA_LIT_MISSING', 'error')
@@ -352,21 +370,20 @@ def load_shards(
 
     train_paths, test_paths, parts = held_out(list(found.counts))
     train = _filled(empty, train_paths, found)
-    test = _filled(empty, test_paths, found) if test_paths else None
     if len(train) < 2:
         counts = f'{len(train)} images in {len(found.paths)} shards, at least 2 are needed to train'
         raise ValueError('; '.join([f'{root}: {counts}', *faults]))
-    train.skipped.extend(found.trouble)
-
+    levels, deep = choose_levels(_find_levels(train), levels)
+    train = replace(train, levels=levels, skipped=found.trouble)
+    test = replace(_filled(empty, test_paths, found), levels=levels) if test_paths else None
     train, test, judged = _judged(train, test, split_seed)
-    notes = head, parts + judged, *faults
-    return Splits('shards', train, test, notes=notes)
+    return Splits('shards', train, test, notes=(head, parts + judged, *deep, *faults), levels=levels)
 
 # %% ../nbs/63_shards.ipynb #478dc398
-def _load(root, size, split_seed, cache_gb, workers):
+def _load(root, size, split_seed, cache_gb, workers, levels=None):
     if root is None:
         raise ValueError("data set 'shards' needs root, a folder or a pattern")
-    return load_shards(root, size, split_seed)
+    return load_shards(root, size, split_seed, levels=levels)
 
 
 LOADERS['shards'] = _load  # `load` lies below this chapter and does not import it
