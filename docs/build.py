@@ -46,6 +46,8 @@ PARTS = {
     '7': 'In use',
     '8': 'Results',
 }
+pages = root / 'docs/pages'  # further pages, that are no notebooks, and the references
+REFERENCE = ('notation', 'glossary', 'family', 'references')
 
 
 def page(p):
@@ -186,8 +188,21 @@ def hide_output_(cell):
     cell.source = f'#| output: false\n{cell.source}'
 
 
+@cache
+def papers():
+    "The references' keys by how prose names them: `Epps and Pulley 1983`"
+    from pybtex.database import parse_file
+
+    found = {}
+    for key, e in parse_file(pages / 'references.bib').entries.items():
+        names = [' '.join(a.prelast_names + a.last_names) for a in e.persons['author']]
+        who = f'{names[0]} et al.' if len(names) > 2 else ' and '.join(names)
+        found[who, e.fields['year']] = key
+    return found
+
+
 class Links(Processor):
-    "Backticked names, and links to other notebooks, become links between pages"
+    "Backticked names, links to other notebooks and references become links between pages"
 
     path, nbs = None, ()
 
@@ -204,7 +219,12 @@ class Links(Processor):
 
     def line(self, l):
         l = re.sub(r'\[([^\]]*)\]\((?:\./|nbs/)?([\w-]+)\.ipynb(#[^)]*)?\)', self.notebook, l)
+        l = re.sub(r"(?<![\w\[])(?<!\[\()([A-Z][\wé']+(?: and [A-Z][\w]+| et al\.)) (\(?)(\d{4})(?!\d)", self.paper, l)
         return re.sub(r'(?<![\[`}\w])`(\d\d_\w+|[A-Za-z_][\w.]*)(\(\))?`(?![\]`])', self.name, l)
+
+    def paper(self, m):
+        key = papers().get((m[1], m[3]))
+        return f'<a href="references.html#cite-{key}">{m[1]} {m[2]}{m[3]}</a>' if key else m[0]
 
     def notebook(self, m):
         p = next((p for p in self.nbs if p.stem == m[2]), None)
@@ -244,6 +264,18 @@ def prose(md):
     return re.split(r'(?<=[.!?:])\s+(?=[A-Z`*])', re.sub(r'[`*$\\]', '', text).strip(' -'))[-1]
 
 
+def own_images(text):
+    "Our pictures, under docs/_static for README: `picture` becomes one for light pages and one for dark ones"
+    text = text.replace('"../docs/_static/', '"_static/')
+
+    def both(m):
+        light = re.sub(r'<img ', '<img class="only-light" ', m[2])
+        dark = re.sub(r'src="[^"]*"', f'src="{m[1]}"', m[2]).replace('<img ', '<img class="only-dark" ')
+        return light + dark
+
+    return re.sub(r'<picture><source [^>]*srcset="([^"]*)">(<img [^>]*>)</picture>', both, text)
+
+
 def to_myst(path, nbs, nb):
     "One notebook, from nbdev's conventions to MyST's"
     drop = {
@@ -270,6 +302,7 @@ def to_myst(path, nbs, nb):
     nb, before = nbformat.reads(json.dumps(nb), 4), ''
     for c in nb.cells:
         if c.cell_type == 'markdown':
+            c.source = own_images(c.source)
             before = c.source if not c.source.startswith(':::') else before
             continue
         options = dict(_option.findall(c.source))
@@ -300,8 +333,19 @@ def write_sources(dst, execute_first=False):
             nbformat.write(nb, dst / f'{page(p)}.ipynb')
     if not nbs or nbs[0].stem != 'index':
         index = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(f'# {cfg.lib_name}')])
-    for decade, caption in PARTS.items():
-        toc = '\n'.join(page(p) for p in nbs if p.stem[0] == decade)
+    shutil.copy(pages / 'references.bib', dst)
+    links = Links(nb=None)
+    links.path, links.nbs = nbs[0], nbs
+    for name in REFERENCE:
+        lines = (pages / f'{name}.md').read_text(encoding='utf-8').split('\n')
+        text = '\n'.join(l if l.startswith(('#', '$', '```')) else links.line(l) for l in lines)
+        (dst / f'{name}.md').write_text(text, encoding='utf-8')
+    for decade, caption in {**PARTS, 'reference': 'Reference'}.items():
+        toc = (
+            '\n'.join(page(p) for p in nbs if p.stem[0] == decade)
+            if decade in PARTS
+            else '\n'.join(REFERENCE)
+        )
         if toc:
             index.cells.append(
                 nbformat.v4.new_markdown_cell(f'```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{toc}\n```')

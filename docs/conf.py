@@ -11,7 +11,9 @@ ini = ini['DEFAULT']
 project, author, copyright, release = ini['lib_name'], ini['author'], ini['copyright'], ini['version']
 html_title = project
 
-extensions = ['myst_nb', 'sphinx_copybutton']
+extensions = ['myst_nb', 'sphinx_copybutton', 'sphinxcontrib.bibtex']
+bibtex_bibfiles = [str(here / 'pages/references.bib')]
+bibtex_cite_id = 'cite-{key}'
 myst_enable_extensions = ['dollarmath', 'amsmath', 'colon_fence', 'attrs_inline']
 myst_heading_anchors = 4
 nb_execution_mode = 'off'  # build.py does that

@@ -2,10 +2,12 @@
 
 python docs/readme.py            # writes it
 python docs/readme.py --check    # fails if it is not current
+
+The index's table of chapters is made from their own questions, and the picture of the clouds from `00_sixty_lines`.
 """
 
-import re, sys
-from notebooks import cfg, directives, read, root
+import base64, re, sys
+from notebooks import cfg, chapters, directives, read, root, save
 
 hidden = {'hide', 'default_exp', 'export', 'exporti'}
 
@@ -23,12 +25,45 @@ def result(o):
     return fence(text.rstrip()) if text.strip() else ''
 
 
-def render():
+def question(path):
+    "What a page asks, from its opening"
+    opening = '\n'.join(c.source for c in read(path).cells[:3])
+    asked = re.search(r'\*Question:?\*:? *(.+?) *(?:<br>)?$', opening, re.M)
+    if not asked:
+        sys.exit(f'{path.name}: no *Question:* in its opening')
+    return asked[1][0].upper() + asked[1][1:]
+
+
+def fill():
+    "The index with the table of chapters as they are"
+    nb = read(cfg.nbs_path / 'index.ipynb')
+    rows = [f'| [{p.stem}]({p.name}) | {question(p)} |' for p in chapters() if p.stem != 'index']
+    table = '\n'.join(['| chapter | question |', '|---|---|', *rows])
+    for c in nb.cells:
+        if c.cell_type == 'markdown':
+            c.source = re.sub(r'\| chapter \| question \|\n(\|.*\n?)+', lambda _: table + '\n', c.source)
+    return nb
+
+
+def clouds():
+    "The picture of the embeddings, stored in 00_sixty_lines"
+    for c in read(cfg.nbs_path / '00_sixty_lines.ipynb').cells:
+        for o in c.get('outputs', []) if 'clouds' in c.source else []:
+            if 'image/png' in o.get('data', {}):
+                return base64.b64decode(o.data['image/png'])
+    sys.exit('00_sixty_lines has no stored picture of the clouds: python docs/refresh.py 00_sixty_lines')
+
+
+def render(nb):
     out = ['<!-- Made from nbs/index.ipynb by docs/readme.py. Edit that notebook. -->']
-    for c in read(cfg.nbs_path / 'index.ipynb').cells:
+    for c in nb.cells:
         d, src = directives(c), c.source.strip()
         if c.cell_type == 'markdown':
-            out.append(re.sub(r'\]\((?:\./)?([\w-]+\.ipynb)', rf']({cfg.nbs_path.name}/\1', src))
+            out.append(
+                re.sub(r'\]\((?:\./)?([\w-]+\.ipynb)', rf']({cfg.nbs_path.name}/\1', src).replace(
+                    '"../docs/', '"docs/'
+                )
+            )
             continue
         if c.cell_type != 'code' or d.keys() & hidden or d.get('include') == 'false':
             continue
@@ -41,8 +76,12 @@ def render():
 
 
 if __name__ == '__main__':
-    f, text = root / 'README.md', render()
+    f, index, nb = root / 'README.md', cfg.nbs_path / 'index.ipynb', fill()
+    text = render(nb)
     if '--check' not in sys.argv:
         f.write_text(text, encoding='utf-8')
-    elif not f.exists() or f.read_text(encoding='utf-8') != text:
-        sys.exit('README.md is not what nbs/index.ipynb says: run python docs/readme.py')
+        (root / 'docs/_static/clouds.png').write_bytes(clouds())
+        if nb != read(index):
+            save(nb, index)
+    elif nb != read(index) or not f.exists() or f.read_text(encoding='utf-8') != text:
+        sys.exit('README.md is not what the notebooks say: run python docs/readme.py')

@@ -8,6 +8,7 @@ import pytest
 from conftest import need, root, tool
 
 sys.path.insert(0, str(root / 'docs'))
+from build import REFERENCE
 from notebooks import cfg, chapters, directives, read
 
 books = chapters()
@@ -106,7 +107,8 @@ def test_sidebar_is_in_reading_order(pages):
     links = re.findall(
         r'<li class="toctree-l1[^"]*"><a class="[^"]*" href="([^"#]+)"', pages['index.html'].text
     )
-    assert list(dict.fromkeys(links)) == [page(p) for p in books if p.stem != 'index']
+    expected = [page(p) for p in books if p.stem != 'index'] + [f'{name}.html' for name in REFERENCE]
+    assert list(dict.fromkeys(links)) == expected
 
 
 def test_links_lead_somewhere(site, pages):
@@ -132,6 +134,24 @@ def test_nothing_comes_from_elsewhere(site, pages):
                 )
     for f in site.rglob('*.css'):
         assert not re.search(r'(url\(|@import)\s*["\']?(https?:)?//', f.read_text(encoding='utf-8')), f
+
+
+def test_reference_pages(pages):
+    "A formula for each relative, a term for each word, and prose that names a paper links to it"
+    assert all(pages[f'{name}.html'].h1 for name in REFERENCE)
+    assert pages['family.html'].text.count('class="math notranslate nohighlight"') >= 7
+    assert {'cite-assran2023', 'cite-balestriero2025', 'cite-epps1983'} <= pages['references.html'].ids
+    linked = [a.get('href') for a in pages['family.html'].all('a')]
+    assert {'references.html#cite-he2022', 'references.html#cite-maes2026'} <= set(linked)
+    assert 'term-collapse' in pages['glossary.html'].ids
+
+
+def test_front_page_has_both_diagrams(pages):
+    images = [(a['src'], a.get('class'), len(a.get('alt', ''))) for a in pages['index.html'].all('img')]
+    for method in ('ijepa', 'lejepa'):
+        for theme in ('light', 'dark'):
+            (found,) = [i for i in images if i[0] == f'_static/{method}-{theme}.svg']
+            assert found[1] == f'only-{theme}' and found[2] > 40
 
 
 def test_search_index(site):
