@@ -4,9 +4,11 @@ import json, os, signal, socket, subprocess, sys, threading, time
 from pathlib import Path
 import beartype, jaxtyping, pytest, torch
 import torch.distributed as dist
-from torch.distributed.elastic.rendezvous import RendezvousConnectionError
+from torch.distributed.elastic.rendezvous import RendezvousTimeoutError
+from torch.distributed.launcher.api import LaunchConfig
 from conftest import need, root
-from jepa_lit.launch import find_program, find_route, jepa_lit_launch, launch, plan_meeting, resumable, sbatch
+from jepa_lit.launch import find_program, find_route, jepa_lit_launch, launch, resumable, sbatch
+from jepa_lit.parallel import open_store
 
 sys.path.insert(0, str(root / 'results'))
 
@@ -83,7 +85,7 @@ def test_functions_that_cannot_travel(unchecked):
         with pytest.raises((ValueError, TypeError), match=says) as e:
             launch(fn, 2, *args)
         assert '\n' not in str(e.value)
-    with pytest.raises(ValueError, match='at least one process'):
+    with pytest.raises(ValueError, match='1 to 999 processes, got nproc=0'):
         launch(outside, 0)
 
 
@@ -157,24 +159,77 @@ def test_slurm_script(capsys):
 
 
 @pytest.mark.parametrize(
+    'word', ['$(touch x)', '`touch x`', 'a\ntouch x', "'; touch x; '", '#SBATCH', '\\', '~']
+)
+def test_words_reach_the_program_of_a_slurm_script_as_they_are(tmp_path, word):
+    "What SLURM runs hands each word on; nothing in it becomes code of the shell"
+    script = sbatch(['prog', word], nnodes='1:4', options=['comment=$(touch${IFS}x)'])
+    assert '#SBATCH --nodes=1-4\n' in script and '--nnodes=1:4' in script
+    (tmp_path / 'srun').write_text('#!/bin/sh\nfor w; do last=$w; done; printf %s "$last" > said\n')
+    (tmp_path / 'scontrol').write_text('#!/bin/sh\necho here\n')
+    for tool in ('srun', 'scontrol'):
+        (tmp_path / tool).chmod(0o755)
+    env = dict(os.environ, PATH=f"{tmp_path}:{os.environ['PATH']}", SLURM_JOB_ID='7', SLURM_JOB_NODELIST='a')
+    assert subprocess.run(['bash'], input=script, text=True, cwd=tmp_path, env=env).returncode == 0
+    assert (tmp_path / 'said').read_text() == word and not (tmp_path / 'x').exists()
+
+
+def test_a_script_that_cannot_be_written():
+    "One line and an exit code, where the disk of the output is full"
+    with open('/dev/full', 'w') as full:
+        p = subprocess.run(
+            [sys.executable, '-m', 'jepa_lit.launch', '--slurm', 'x.py'],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=dict(os.environ, PYTHONPATH=str(root)),
+        )
+    assert p.returncode == 1 and p.stderr.count('\n') == 1 and 'No space left on device' in p.stderr
+
+
+def test_a_linked_program_is_known(tmp_path):
+    (tmp_path / 'mine').symlink_to(Path(sys.executable).with_name('jepa_lit_train'))
+    assert resumable([str(tmp_path / 'mine')])[1:] == ['--resume', 'auto']
+
+
+@pytest.mark.parametrize(
     'words, says',
     [
-        ([], 'a command expected after --'),
-        (['--nproc', '0', '--', 'x.py'], '--nproc: a number of at least 1 or auto expected, got 0'),
+        ([], 'a command expected'),
+        (['--nproc', '2'], 'a command expected'),
+        (['--nproc', '0', '--', 'x.py'], 'processes: auto, or a number from 1 to 999 expected, got 0'),
+        (['--nproc', '1000000', 'x.py'], 'expected, got 1000000'),
+        (['--nproc', '²', 'x.py'], 'expected, got ²'),
+        (['--grace', '-1', 'x.py'], 'argument --grace'),
+        (['--max-restarts', 'x', 'x.py'], "a number from 0 to 9999 expected, got 'x'"),
+        (['--npro', '2', 'x.py'], 'unrecognized arguments: --npro'),
         (['--', 'no_such_program'], 'no program named no_such_program'),
-        (['--nnodes', '2', '--', 'x.py'], 'needs --rdzv-endpoint'),
-        (['--slurm', '--sbatch', 'a b', '--', 'x.py'], '--sbatch a b: KEY=VALUE expected'),
-        (
-            ['--slurm', '--sbatch', 'signal=B:TERM@60', '--', 'x.py'],
-            '--sbatch signal=B:TERM@60: the script sets signal itself',
-        ),
-        (
-            ['--slurm', '--sbatch', 'mem=4G', '--sbatch', 'time=1', '--', 'x.py'],
-            '--sbatch time=1: the script sets time itself; give --time',
-        ),
-        (['--slurm', '--sbatch', 'no-requeue', '--', 'x.py'], 'it always queues again'),
+        (['no_such_program', '--nproc', '2'], 'no program named no_such_program'),
         (['--', './no/such'], 'no program named ./no/such'),
-        (['--nnodes', 'x', '--', 'x.py'], '--nnodes'),
+        (['--', '-m'], 'no program named -m'),
+        (['--nnodes', '2', '--', 'x.py'], 'needs --rdzv-endpoint'),
+        (['--nnodes', 'x', '--', 'x.py'], 'machines: a number, or least:most of them expected, got x'),
+        (['--nnodes', '4:1', '--', 'x.py'], 'expected, got 4:1'),
+        (['--nnodes', '2', '--rdzv-endpoint', 'a:99999', 'x.py'], 'host:port expected, got a:99999'),
+        (['--time', '1', 'x.py'], '--time goes with --slurm or --submit'),
+        (['--sbatch', 'mem=4G', 'x.py'], '--sbatch goes with'),
+        (['--node-rank', '1', 'x.py'], '--node-rank goes with --rdzv-endpoint'),
+        (['--slurm', '--rdzv-endpoint', 'a:1', 'x.py'], '--rdzv-endpoint is for machines without SLURM'),
+        (['--slurm', '--nnodes', '1-4', 'x.py'], 'expected, got 1-4'),
+        (['--slurm', '--nnodes', '2\ntouch x', 'x.py'], 'expected, got 2 touch x'),
+        (['--slurm', '--nproc', '$(touch x)', 'x.py'], 'expected, got $(touch x)'),
+        (['--slurm', '--time', '1\ntouch x', 'x.py'], "time limit: minutes"),
+        (['--slurm', '--time', '1; touch x', 'x.py'], "time limit: minutes"),
+        (['--slurm', '--sbatch', 'a b', '--', 'x.py'], "'a b': an option of sbatch expected"),
+        (['--slurm', '--sbatch', 'comment=a\ntouch x', 'x.py'], 'an option of sbatch expected'),
+        (['--slurm', '--sbatch', 'comment=a\rtouch', 'x.py'], 'an option of sbatch expected'),
+        (['--slurm', '--sbatch', 'comment=a\x85touch', 'x.py'], 'an option of sbatch expected'),
+        (['--slurm', '--sbatch', '', 'x.py'], 'an option of sbatch expected'),
+        (['--slurm', '--sbatch=--mem=4G', 'x.py'], 'an option of sbatch expected'),
+        (['--slurm', '--sbatch', 'signal=B:TERM@60', 'x.py'], 'the script sets signal itself'),
+        (['--slurm', '--sbatch', 'mem=4G', '--sbatch', 'time=1', 'x.py'], 'the script sets time itself'),
+        (['--slurm', '--sbatch', 'tim=1', 'x.py'], 'the script sets time itself'),
+        (['--slurm', '--sbatch', 'no-requeue', '--', 'x.py'], 'it always queues again'),
     ],
 )
 def test_command_errors(capsys, words, says):
@@ -474,54 +529,103 @@ def torchrun(monkeypatch):
 
     def run(args):
         asked.append(args)
-        raise RendezvousConnectionError('nobody there')
+        raise RendezvousTimeoutError('nobody there')
 
     monkeypatch.setattr('torch.distributed.run.run', run)
+    monkeypatch.setattr('jepa_lit.launch.PATIENCE', 2.0)
     return asked
 
 
 def test_the_way_to_a_meeting(capsys, monkeypatch, torchrun):
     assert find_route('127.0.0.1:29500') == ('127.0.0.1', '127.0.0.1')
+    endpoint = f'127.0.0.1:{port()}'
 
     def meeting(*words):
-        torchrun.clear()
-        assert jepa_lit_launch(['--nnodes', '2', '--rdzv-endpoint', '127.0.0.1:9', *words, '--', 'x.py']) == 1
-        return torchrun[0]
+        assert jepa_lit_launch(['--nnodes', '1:2', '--rdzv-endpoint', endpoint, *words, '--', 'x.py']) == 1
+        assert 'nobody there' in capsys.readouterr().err
+        return torchrun[-1]
 
     plain = meeting()
-    assert (plain.rdzv_backend, plain.rdzv_endpoint, plain.rdzv_id) == ('c10d', '127.0.0.1:9', 'jepa_lit')
-    assert not plain.rdzv_conf and not plain.local_addr and len(torchrun) == 1
-    static = meeting('--node-rank', '1')
-    assert (static.rdzv_backend, static.node_rank) == ('static', 1)
+    assert (plain.rdzv_backend, plain.rdzv_endpoint, plain.rdzv_id) == ('c10d', endpoint, 'jepa_lit')
+    assert plain.rdzv_conf == 'is_host=1' and not plain.local_addr and len(torchrun) == 1
     assert meeting('--local-addr', '10.9.9.9').local_addr == '10.9.9.9'
+    static = meeting('--node-rank', '0')
+    assert (static.rdzv_backend, static.node_rank) == ('static', 0)
 
     def unknown(*a, **k):
         raise socket.gaierror(-2, 'Name or service not known')
 
     monkeypatch.setattr(socket, 'getaddrinfo', unknown)
     for endpoint, says in (
-        ('here', '--rdzv-endpoint: host:port expected, got here'),
-        (
-            'no.such.host.invalid:29500',
-            '--rdzv-endpoint: no.such.host.invalid:29500 cannot be reached from here',
-        ),
+        ('here', 'host:port expected, got here'),
+        ('no.such.host.invalid:29500', 'no.such.host.invalid:29500 cannot be reached from here'),
     ):
-        capsys.readouterr()
         assert jepa_lit_launch(['--nnodes', '2', '--rdzv-endpoint', endpoint, '--', 'x.py']) == 2
         err = capsys.readouterr().err
         assert says in err and err.count('\n') == 1
 
 
-@pytest.mark.parametrize(
-    'mine, conf', [('10.0.0.1', ['is_host=1', 'is_host=0']), ('10.0.0.2', ['is_host=0'])]
+@pytest.mark.parametrize('number', [None, 0, 1])
+def test_a_machine_that_is_missing_is_named(capfd, torchrun, number):
+    "By those who wait for it, and in one line in the end; torchrun is not asked before all have come"
+    words = [] if number is None else ['--node-rank', str(number)]
+    place = f'127.0.0.1:{port()}'
+    assert jepa_lit_launch(['--nnodes', '2', '--rdzv-endpoint', place, *words, 'x.py']) == 1
+    waits, ends = [l for l in capfd.readouterr().err.splitlines() if 'socket.cpp' not in l]
+    who = {None: f'1 of 2 machines at {place}', 0: f'1 of 2 machines at {place}: 1'}.get(
+        number, f'the first to open {place}'
+    )
+    assert waits == f'waiting for {who}'
+    assert ends == f'jepa_lit_launch: error: {who} did not come within 2 seconds' and not torchrun
+
+
+@pytest.mark.parametrize('leads', [False, True])
+def test_a_stranger_at_the_port_does_not_keep_anybody(capfd, torchrun, leads):
+    "Who accepts and never answers"
+    with socket.create_server(('127.0.0.1', 0)) as stranger:
+        place = '127.0.0.1:%d' % stranger.getsockname()[1]
+        words = [] if leads else ['--node-rank', '1']
+        assert jepa_lit_launch(['--nnodes', '2', '--rdzv-endpoint', place, *words, 'x.py']) == 1
+    said = [l for l in capfd.readouterr().err.splitlines() if l.startswith(('waiting', 'jepa_lit'))]
+    assert said[-1].endswith(f"an answer of torch's store at {place} did not come within 2 seconds")
+    assert len(said) == 2
+
+
+def test_only_the_machine_of_the_endpoint_opens_it(capfd, monkeypatch, torchrun):
+    "If somebody has, it goes there"
+    place = f'127.0.0.1:{port()}'
+    monkeypatch.setattr('jepa_lit.launch.find_route', lambda endpoint: ('10.0.0.2', '10.0.0.1'))
+    both = ['--nnodes', '2', '--rdzv-endpoint', place, 'x.py']
+    assert jepa_lit_launch(both) == 1 and f'the first to open {place}' in capfd.readouterr().err
+    monkeypatch.setattr('jepa_lit.launch.find_route', lambda endpoint: ('10.0.0.1', '10.0.0.1'))
+    other = open_store('127.0.0.1', int(place.split(':')[1]), True, 10.0)
+    dist.PrefixStore('jepa_lit', other).add('arrived', 1)
+    assert jepa_lit_launch(both) == 1 and torchrun[0].local_addr == '10.0.0.1'
+
+
+IGNORES = """import os, pathlib, signal, sys, time
+from jepa_lit.launch import jepa_lit_launch
+for name in ('SIGHUP', 'SIGINT'): signal.signal(getattr(signal, name), signal.SIG_IGN)
+sys.exit(jepa_lit_launch(['--nproc', '1', sys.argv[1]]))
+"""
+
+
+@pytest.mark.skipif(
+    'signals_to_handle' not in LaunchConfig.__dataclass_fields__, reason="torch's launcher takes all signals"
 )
-def test_the_machines_of_a_meeting(capsys, monkeypatch, torchrun, mine, conf):
-    "Only the machine with the endpoint's address opens it; if somebody has, it goes there"
-    assert [words[-1][-9:] for words in plan_meeting(mine, '10.0.0.1')] == conf
-    monkeypatch.setattr('jepa_lit.launch.find_route', lambda endpoint: (mine, '10.0.0.1'))
-    assert jepa_lit_launch(['--nnodes', '2', '--rdzv-endpoint', 'head:29500', '--', 'x.py']) == 1
-    assert [args.rdzv_conf for args in torchrun] == conf and {args.local_addr for args in torchrun} == {mine}
-    assert 'nobody answers at head:29500' in capsys.readouterr().err
+def test_ignored_signals_stay_ignored(tmp_path):
+    "As under nohup, and in a background job of a shell without job control"
+    (tmp_path / 'x.py').write_text(
+        'import os, signal\n'
+        'for s in (signal.SIGHUP, signal.SIGINT): os.kill(os.getppid(), s); os.kill(os.getpid(), s)\n'
+    )
+    p = subprocess.run(
+        [sys.executable, '-c', IGNORES, str(tmp_path / 'x.py')],
+        env=dict(os.environ, PYTHONPATH=str(root)),
+        capture_output=True,
+        text=True,
+    )
+    assert p.returncode == 0, p.stderr
 
 
 @pytest.mark.slow
