@@ -8,6 +8,7 @@ __all__ = ['MACHINES', 'sketch', 'example', 'Profile', 'profile', 'memory', 'flo
 
 # %% ../nbs/64_cost.ipynb #b63e5018
 import math
+import statistics
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -51,6 +52,13 @@ def sketch(
         return IJEPA(net, Predictor(net.grid, dim, 384, blocks, heads))
 
 # %% ../nbs/64_cost.ipynb #7565bac6
+def _whole(least=1, **numbers):
+    "Refuse what is no whole number, or too small a one"
+    for name, n in numbers.items():
+        if isinstance(n, bool) or not isinstance(n, int) or n < least:
+            raise ValueError(f"expected {name} as a whole number of at least {least}, got {n!r}")
+
+
 def example(
     method: IJEPA | LeJEPA,  # whose batch to make
     images: int,  # in this process
@@ -58,8 +66,7 @@ def example(
     img_size: int = 224,  # side of an image, for a LeJEPA whose backbone does not know it
 ) -> tuple | list:  # what `method` takes, on the meta device
     "A batch without content, of the shape that a typical step sees."
-    if images < 1:
-        raise ValueError(f"expected at least one image, got {images}")
+    _whole(images=images)
     if isinstance(method, IJEPA):
         return _images_and_masks(method, images, max(images, total or 0))
     if not isinstance(method, LeJEPA):
@@ -75,23 +82,16 @@ def example(
 def _images_and_masks(method, images, total):
     "Masks of the mean size that the method's sampler draws for so many images"
     seed = torch.Generator().manual_seed(0)
-    draws = 32
-    drawn = [method.masks(total, seed) for _ in range(draws)]
-    m = len(drawn[0].targets)
-    k = round(sum(x.context.shape[1] for x in drawn) / draws)
-    t = round(sum(x.targets.shape[2] for x in drawn) / draws)
-    with torch.device('meta'):
-        context = torch.empty(images, k, dtype=torch.int64)
-        targets = torch.empty(m, images, t, dtype=torch.int64)
-        mask = None if drawn[0].mask is None else torch.empty(images, k, dtype=torch.bool)
-        encoder = method.encoder
-        x = torch.empty(images, encoder.in_chans, *encoder.patch_embed.img_size)
-    return x, Masks(context, targets, mask)
+    drawn = [method.masks(total, seed) for _ in range(32)]
+    k = round(statistics.fmean(x.context.shape[1] for x in drawn))
+    t = round(statistics.fmean(x.targets.shape[2] for x in drawn))
+    x = (images, method.encoder.in_chans, *method.encoder.patch_embed.img_size)
+    context = torch.empty(images, k, dtype=torch.int64, device='meta')
+    targets = torch.empty(len(drawn[0].targets), images, t, dtype=torch.int64, device='meta')
+    mask = None if drawn[0].mask is None else context.bool()
+    return torch.empty(x, device='meta'), Masks(context, targets, mask)
 
 # %% ../nbs/64_cost.ipynb #54098e1e
-_flash = torch.ops.aten._scaled_dot_product_flash_attention
-
-
 class _Accelerator:
     "On the meta device, an accelerator's habits: fused attention, and autocast to bfloat16 where `half`"
 
@@ -111,34 +111,30 @@ class _Accelerator:
         return lambda *args: f(*map(self.cast, args))
 
     def attention(self, q, k, v, mask=None):
-        q = self.cast(q)
-        k = self.cast(k)
-        v = self.cast(v)
-        return _flash(q, k, v)[0] if mask is None else self.plain(q, k, v, mask)
+        if mask is not None:
+            return self.plain(q, k, v, mask)
+        return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[0]
 
     @contextmanager
     def autocast(self, *_, enabled=True, **__):
         was = self.on
         self.on = self.half and enabled
-        try:
-            yield
-        finally:
-            self.on = was
+        yield
+        self.on = was
 
     @contextmanager
     def playing(self):
         "F and autocast are replaced while a block runs"
         self.plain = F.scaled_dot_product_attention
-        ours = dict(linear=self.lower(F.linear), conv2d=self.lower(F.conv2d))
-        ours['scaled_dot_product_attention'] = self.attention
+        ours = dict(linear=F.linear, conv2d=F.conv2d, scaled_dot_product_attention=self.attention)
         with (
-            mock.patch.multiple(F, **ours),
+            mock.patch.multiple(F, **{name: self.lower(f) for name, f in ours.items()}),
             mock.patch.object(torch, 'autocast', self.autocast),
         ):
             yield
 
 # %% ../nbs/64_cost.ipynb #32bb617e
-def _run(method, batch, half, backward=True):
+def _run(method, batch, half):
     "FLOPs of the forward pass by part, of the backward pass; bytes kept between them; bytes of weights' copies"
     kept = {}
     accelerator = _Accelerator(half)
@@ -150,29 +146,21 @@ def _run(method, batch, half, backward=True):
             kept[id(storage)] = storage  # alive, or its number would be given away
         return x
 
-    with (
-        torch.enable_grad(),
-        FlopCounterMode(display=False) as counter,
-        accelerator.playing(),
-    ):
+    with torch.enable_grad(), FlopCounterMode(display=False) as counter, accelerator.playing():
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
             loss, _ = method(batch)
         by = counter.get_flop_counts()
         total = counter.get_total_flops()
-        if backward:
-            loss.backward()
+        loss.backward()
     method.zero_grad(set_to_none=True)
-    copies = {id(s): s for s in (x.untyped_storage() for x in accelerator.copies.values())}
-    parts = {
-        name: sum(by.get(f'{type(method).__name__}.{name}', {}).values())
-        for name, _ in method.named_children()
-    }
-    return (
-        {name: n for name, n in parts.items() if n},
-        counter.get_total_flops() - total,
-        sum(s.nbytes() for key, s in kept.items() if key not in copies),
-        sum(s.nbytes() for s in copies.values()),
-    )
+
+    copies = {id(x.untyped_storage()): x.nbytes for x in accelerator.copies.values()}
+    parts = {}
+    for name, _ in method.named_children():
+        if flops := sum(by.get(f'{type(method).__name__}.{name}', {}).values()):
+            parts[name] = flops
+    held = sum(s.nbytes() for key, s in kept.items() if key not in copies)
+    return parts, counter.get_total_flops() - total, held, sum(copies.values())
 
 
 def _tensors(batch):
@@ -180,10 +168,6 @@ def _tensors(batch):
     if isinstance(batch, Tensor):
         return [batch]
     return [x for part in batch if part is not None for x in _tensors(part)]
-
-
-def _bytes(tensors):
-    return sum(x.numel() * x.itemsize for x in tensors)
 
 # %% ../nbs/64_cost.ipynb #d16761bb
 @dataclass(frozen=True)
@@ -201,6 +185,11 @@ class Profile:
     sums: tuple  # floats that SIGReg and batch norm sum over processes in a step, and in how many messages
     precision: str  # 'float32' or 'bfloat16'
 
+    @property
+    def width(self) -> int:
+        "Bytes of a gathered number"
+        return 2 if self.precision == 'bfloat16' else 4
+
     def parameters(
         self,
         trained: bool,  # those of the optimizer, or those of the target encoder
@@ -215,9 +204,8 @@ class Profile:
 def _numbers(shapes, processes, padded=False):
     "Numbers in the largest share of the rows of some parameters; or in all shares, filled up to that"
     total = 0
-    for shape in shapes:
-        rows, rest = (shape[0], math.prod(shape[1:])) if shape else (1, 1)
-        total += -(-rows // processes) * rest * (processes if padded else 1)
+    for rows, *rest in (shape or (1,) for shape in shapes):
+        total += math.ceil(rows / processes) * math.prod(rest) * (processes if padded else 1)
     return total
 
 
@@ -226,14 +214,15 @@ def _units(method):
     blocks = [list(m.parameters()) for m in method.modules() if isinstance(m, (Block, Residual))]
     inside = {id(p) for block in blocks for p in block}
     rest = [p for p in method.parameters() if id(p) not in inside]
-    groups = [(True, block) for block in blocks]
-    groups += [(False, [p for p in rest if p.requires_grad == trained]) for trained in (False, True)]
-    found = Counter(
-        (inner, group[0].requires_grad, tuple(tuple(p.shape) for p in group))
-        for inner, group in groups
-        if group
-    )
+    frozen = [p for p in rest if not p.requires_grad]
+    trained = [p for p in rest if p.requires_grad]
+    found = Counter((True, block[0].requires_grad, _shapes(block)) for block in blocks)
+    found.update((False, group[0].requires_grad, _shapes(group)) for group in (frozen, trained) if group)
     return tuple((n, *unit) for unit, n in found.items())
+
+
+def _shapes(parameters):
+    return tuple(tuple(p.shape) for p in parameters)
 
 
 def _sums(method, batch):
@@ -241,9 +230,8 @@ def _sums(method, batch):
     if isinstance(method, IJEPA):
         return 0, 0
     norms = [m.num_features for m in method.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d))]
-    views = sum(map(len, batch))
     sizes = len(batch)
-    waves = 2 * (method.sigreg.knots - 1) * views * method.sigreg.slices + 1
+    waves = 2 * (method.sigreg.knots - 1) * sum(map(len, batch)) * method.sigreg.slices + 1
     moments = sizes * sum(4 * c + 1 for c in norms)
     return 2 * waves + moments, 2 + 2 * sizes * len(norms)
 
@@ -256,8 +244,7 @@ def profile(
 ) -> Profile:
     "Run a step without content, count its FLOPs, and the bytes it keeps for the backward pass."
     one_of(precision, ('float32', 'bfloat16'), 'precision')
-    if isinstance(total, bool) or not isinstance(total, int) or total < 2:
-        raise ValueError(f"expected total as a whole number of at least 2, got {total!r}")
+    _whole(2, total=total)
     n = min(64, total)
     half = precision == 'bfloat16'
     batch = example(method, n, total, img_size)
@@ -270,9 +257,9 @@ def profile(
         kept=kept / n,
         again=_again(method, batch, half, kept) / n,
         copies=copies,
-        inputs=_bytes(_tensors(batch)) / n,
+        inputs=sum(x.nbytes for x in _tensors(batch)) / n,
         units=_units(method),
-        buffers=_bytes(method.buffers()),
+        buffers=sum(x.nbytes for x in method.buffers()),
         sums=_sums(method, batch),
         precision=precision,
     )
@@ -283,14 +270,17 @@ def _again(method, batch, half, kept):
     net = method.encoder if isinstance(method, IJEPA) else method.backbone
     if not getattr(net, 'checkpoint', False):
         return 0.0
-    net.checkpoint = False
-    try:
-        _, _, whole, _ = _run(method, batch, half, backward=False)
-    finally:
-        net.checkpoint = True
+    with mock.patch.object(net, 'checkpoint', False):
+        _, _, whole, _ = _run(method, batch, half)
     return (whole - kept) / net.depth
 
 # %% ../nbs/64_cost.ipynb #c232c75f
+def _check(images, processes, how):
+    "One-line errors for a layout that cannot be"
+    _whole(images=images, processes=processes)
+    one_of(how, ('ddp', 'fsdp'), 'how')
+
+
 def memory(
     profile: Profile,  # of a method
     images: int,  # in one process
@@ -301,12 +291,11 @@ def memory(
     _check(images, processes, how)
     shares = processes if how == 'fsdp' else 1
     mine = profile.parameters(True, shares)
-    target = profile.parameters(False, shares)
     tensors = sum(n * len(shapes) for n, _, trained, shapes in profile.units if trained)
     whole = dict(copies=profile.copies) if how == 'ddp' else dict(gathered=_gathered(profile, shares))
     return dict(
         parameters=4 * mine,
-        target=4 * target,
+        target=4 * profile.parameters(False, shares),
         gradients=4 * mine,
         adam=8 * mine + 4 * tensors,
         buffers=profile.buffers,
@@ -321,16 +310,7 @@ def _gathered(profile, shares):
     sizes = [(inner, _numbers(shapes, shares, True)) for _, inner, _, shapes in profile.units]
     block = max((n for inner, n in sizes if inner), default=0)
     rest = sum(n for inner, n in sizes if not inner)
-    return (2 if profile.precision == 'bfloat16' else 4) * (rest + 2 * block) + 4 * block
-
-# %% ../nbs/64_cost.ipynb #387c2057
-def _check(images, processes, how):
-    "One-line errors for a layout that cannot be"
-    for name, n in dict(images=images, processes=processes).items():
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-            raise ValueError(f"expected {name} as a whole number of at least 1, got {n!r}")
-    if how not in ('ddp', 'fsdp'):
-        raise ValueError(f"expected how as 'ddp' or 'fsdp', got {how!r}")
+    return profile.width * (rest + 2 * block) + 4 * block
 
 # %% ../nbs/64_cost.ipynb #9cf3c857
 def flops(
@@ -338,7 +318,7 @@ def flops(
     images: int = 1,  # a step, all processes together
 ) -> dict[str, float]:  # by part of the forward pass, and 'backward'
     "FLOPs of a training step: products of matrices and convolutions, two for each multiplication and addition."
-    _check(images, 1, 'ddp')
+    _whole(images=images)
     return {k: images * v for k, v in profile.forward.items()} | {'backward': images * profile.backward}
 
 # %% ../nbs/64_cost.ipynb #3a01675a
@@ -353,12 +333,11 @@ def communication(
     sums = dict(sums=2 * share * 4 * profile.sums[0])
     if how == 'ddp':
         return {'all-reduce': 2 * share * 4 * profile.parameters(True)} | sums
-    width = 2 if profile.precision == 'bfloat16' else 4  # bytes of a gathered number
     trained, frozen = (profile.parameters(kind, processes, True) for kind in (True, False))
     stay = sum(_numbers(s, processes, True) for _, inner, kind, s in profile.units if kind and not inner)
     return {
-        'gather, forward': share * width * (trained + frozen),
-        'gather, backward': share * width * (trained - stay),
+        'gather, forward': share * profile.width * (trained + frozen),
+        'gather, backward': share * profile.width * (trained - stay),
         'reduce-scatter': share * 4 * trained,
     } | sums
 
@@ -377,9 +356,8 @@ class Machine:
     tree: bool = True  # nodes are reached by a tree; False for one ring through all GPUs
 
     def __post_init__(self):
-        for name in ('peak', 'memory', 'link', 'network', 'node', 'latency'):
-            v = getattr(self, name)
-            if not 0 < v < math.inf:
+        for name, v in vars(self).items():
+            if name not in ('name', 'tree') and not 0 < v < math.inf:
                 raise ValueError(f"Machine: expected {name} as a positive number, got {v!r}")
 
     def bandwidth(
@@ -421,56 +399,45 @@ def step_time(
     "Estimate a step: each of its equal pieces is sent while the next one is computed."
     _check(images, processes, how)
     if processes > images:
-        raise ValueError(
-            f"expected at least one image a process, got {images} images for {processes} processes"
-        )
+        raise ValueError(f"expected an image a process, got {images} images for {processes} processes")
     if not 0 < mfu <= 1:
         raise ValueError(f"expected mfu in (0, 1], got {mfu!r}")
-    sent = communication(profile, processes, how)
     band = machine.bandwidth(processes)
     hop = machine.latency * machine.hops(processes)
-    rate = machine.peak * mfu / math.ceil(images / processes)  # images' FLOPs a second
-    forward = sum(profile.forward.values()) / rate
-    backward = profile.backward / rate
-    exposed = sent['sums'] / band + 2 * profile.sums[1] * hop  # nothing hides these
-    phases = _phases(profile, sent, how, forward, backward, band, hop)
-    waited = exposed + sum(max(a + c / n, c + a / n) - a for a, c, n in phases) if processes > 1 else 0.0
-    compute = forward + backward
-    messages = exposed + sum(c for _, c, _ in phases)
+    each = math.ceil(images / processes) / (machine.peak * mfu)  # seconds of a FLOP of each image
+    compute = each * sum(flops(profile).values())
+    sent = communication(profile, processes, how)
+    messages = waited = sent['sums'] / band + 2 * profile.sums[1] * hop  # nothing hides these
+    for work, size, pieces, ways in _phases(profile, sent, how):
+        a = each * work
+        c = size / band + ways * pieces * hop
+        messages += c
+        waited += max(a + c / pieces, c + a / pieces) - a
     return dict(compute=compute, messages=messages, waited=waited, step=compute + waited)
 
 
-def _phases(profile, sent, how, forward, backward, band, hop):
-    "(seconds of arithmetic, seconds of messages, pieces) of what overlaps"
+def _phases(profile, sent, how):
+    "(FLOPs, bytes, pieces, how often a message goes round) of what overlaps"
     if how == 'ddp':
         buckets = math.ceil(4 * profile.parameters(True) / 2**20 / 25)  # of 25 MiB
-        return [(backward, sent['all-reduce'] / band + 2 * buckets * hop, buckets)]
+        return [(profile.backward, sent['all-reduce'], buckets, 2)]
     units = sum(n for n, *_ in profile.units)
     live = sum(n for n, _, trained, _ in profile.units if trained)
     back = sent['gather, backward'] + sent['reduce-scatter']
-    return [
-        (forward, sent['gather, forward'] / band + units * hop, units),
-        (backward, back / band + 2 * live * hop, live),
-    ]
+    forward = sum(profile.forward.values())
+    return [(forward, sent['gather, forward'], units, 1), (profile.backward, back, live, 2)]
 
 # %% ../nbs/64_cost.ipynb #7c8711a4
+@dataclass(repr=False)
 class Estimate:
     "Rows of an estimate, for terminals and notebooks. None of it was measured."
 
-    def __init__(
-        self,
-        title: str,  # what was estimated, and on which assumptions
-        rows: list[dict],  # with the same keys
-    ):
-        self.title, self.rows = title, rows
+    title: str  # what was estimated, and on which assumptions
+    rows: list[dict]  # with the same keys
 
     def __repr__(self):
-        table = tabulate(
-            [{k: _show(v) for k, v in row.items()} for row in self.rows],
-            'keys',
-            'plain',
-            stralign='right',
-        )
+        rows = [{k: _show(v) for k, v in row.items()} for row in self.rows]
+        table = tabulate(rows, 'keys', 'plain', stralign='right')
         return f'ESTIMATE, not measured: {self.title}\n{table}'
 
 
@@ -497,29 +464,32 @@ def estimate(
         machine = MACHINES[one_of(machine, MACHINES, 'machine')]
     if not seen > 0:
         raise ValueError(f"expected a positive number of images seen, got {seen!r}")
-    rows = []
-    for p, kind in [(p, kind) for p in processes for kind in how if p <= images]:
-        _check(images, p, kind)
-        each = math.ceil(images / p)
-        need = sum(memory(profile, each, p, kind).values())
-        time = step_time(profile, machine, p, images, kind, mfu)
-        row = {
-            'GPUs': p,
-            'how': kind,
-            'images each': each,
-            'GB each': need / 1e9,
-            'fits': need < machine.memory,
-        }
-        row |= {f'{part} ms': 1e3 * time[part] for part in ('compute', 'waited', 'step')}
-        row |= {
-            'efficiency': time['compute'] / time['step'],
-            'hours': seen / images * time['step'] / 3600,
-        }
-        rows.append(row)
-    if not rows:
+    _whole(images=images, processes=min(processes, default=1))
+    layouts = [(p, kind) for p in processes for kind in how if p <= images]
+    if not layouts:
         raise ValueError(f"expected numbers of processes up to {images}, the images, got {list(processes)}")
+    rows = [_row(profile, machine, p, images, kind, mfu, seen) for p, kind in layouts]
     title = f"{machine.name}, {images:,} images a step, {profile.precision}, {mfu:.0%} of the peak"
     return Estimate(title, rows)
+
+
+def _row(profile, machine, processes, images, how, mfu, seen):
+    "One way to divide the work"
+    each = math.ceil(images / processes)
+    time = step_time(profile, machine, processes, images, how, mfu)
+    need = sum(memory(profile, each, processes, how).values())
+    return {
+        'GPUs': processes,
+        'how': how,
+        'images each': each,
+        'GB each': need / 1e9,
+        'fits': need < machine.memory,
+        'compute ms': 1e3 * time['compute'],
+        'waited ms': 1e3 * time['waited'],
+        'step ms': 1e3 * time['step'],
+        'efficiency': time['compute'] / time['step'],
+        'hours': seen / images * time['step'] / 3600,
+    }
 
 # %% ../nbs/64_cost.ipynb #4c0d4b44
 def cost(
@@ -536,12 +506,12 @@ def cost(
         method = recipe.assemble(size, preprocess).to('meta')
     found = profile(method, recipe.run.batch, 'float32', size)
     images = recipe.run.steps * recipe.run.batch
-    weights = {name: sum(p.numel() for p in part.parameters()) for name, part in method.named_children()}
+    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in method.named_children()}
     each = sum(flops(found).values())
     trained = found.parameters(True)
     frozen = found.parameters(False)
     return dict(
-        weights={name: n for name, n in weights.items() if n},
+        weights={name: n for name, n in counts.items() if n},
         trained=trained,
         images=images,
         flops_per_image=each,
