@@ -292,7 +292,9 @@ def evaluate(
         if probes and splits.test is not None:
             train_z, known = _embed(embed, name, splits.train, workers, progress)
             train_y = splits.train.labels[known]
-            found[name] = probe(train_z, train_y, z, part.labels[kept], seed=recipe.data.split_seed)
+            y = part.labels[kept]
+            seed = recipe.data.split_seed
+            found[name] = probe(train_z, train_y, z, y, seed=seed, progress=progress)
         if name == 'trained':
             embeddings = z
             images = part.select(kept)

@@ -54,7 +54,10 @@ def embed_all(
             out.append(z.detach().float().cpu())
             index.append(i)
             bar.update(len(i))
-    return torch.cat(out), torch.cat(index)
+    z = torch.cat(out)
+    if not z.isfinite().all():
+        raise FloatingPointError('embeddings: finite numbers expected, got NaN or infinity: it has diverged')
+    return z, torch.cat(index)
 
 # %% ../nbs/21_probes.ipynb #5ca45053
 def _labeled(part, z, y):
@@ -152,7 +155,6 @@ def standardize(
 # %% ../nbs/21_probes.ipynb #9ed9fd5c
 def _fit(a, y, b, C, iterations):
     "A fitted regression, and b in its coordinates."
-    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     if len(a) < a.shape[1]:
@@ -160,7 +162,9 @@ def _fit(a, y, b, C, iterations):
         a = a @ axes
         b = b @ axes
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore', ConvergenceWarning)
+        warnings.simplefilter(
+            'ignore'
+        )  # of steps that were too few, or classes with a label each: no user's doing
         return LogisticRegression(C=C, max_iter=iterations, tol=1e-6).fit(a, y), b
 
 
@@ -287,16 +291,17 @@ def probe(
     labels: tuple = (1, 5, 10),  # labels a class; left out where no class has as many
     draws: int = 10,  # draws for each
     seed: int = 0,  # of draws and validation part
+    progress: bool = False,  # show a bar: hundreds of classes take minutes
 ) -> dict[str, float]:  # fractions: knn, linear, linear_1, linear_1_sd, linear_5, ...
     "kNN, linear and few-label accuracy of one embedding."
     train_z, train_y, test_z, test_y = checked(train_z, train_y, test_z, test_y)
     data = (*standardize(train_z, test_z), train_y, test_y)
-    out = dict(
-        knn=knn(train_z, train_y, test_z, test_y),
-        linear=_linear(*data, STRENGTHS, seed),
-    )
-    for k in labels:
-        if k <= train_y.bincount().max():
+    out = dict(knn=knn(train_z, train_y, test_z, test_y))
+    rounds = [0, *(k for k in labels if k <= train_y.bincount().max())]
+    for k in tqdm(rounds, 'probing', disable=not progress, unit='probe', leave=False):
+        if k == 0:
+            out['linear'] = _linear(*data, STRENGTHS, seed)
+        else:
             out[f'linear_{k}'], out[f'linear_{k}_sd'] = _few_label(*data, k, draws, STRENGTHS, seed)
     return {name: round(value, 4) for name, value in out.items()}
 

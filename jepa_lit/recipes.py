@@ -20,7 +20,7 @@ import torch
 from msgspec import Meta
 from torch import Tensor, nn
 from .backbones import BACKBONES, READS, BackboneConfig
-from .data import one_of, read_parameters
+from .data import about, one_of, read_parameters
 from .datasets import SETS, DataConfig
 from .encoder import EncoderConfig
 from .files import open_plain
@@ -62,9 +62,8 @@ class LeJEPARecipe(Recipe):
         net = self.backbone.encoder(size, preprocess.channels)
         least = min(views.sizes(size))
         if least < getattr(net, 'stride', 1):
-            raise ValueError(
-                f"views of {least} pixels are smaller than the encoder's patch, {net.stride} pixels"
-            )
+            said = f"views of {least} pixels are smaller than the encoder's patch, {net.stride} pixels"
+            raise about(ValueError(said), 'small')
         loss = self.loss
         return LeJEPA(
             net,

@@ -1,13 +1,16 @@
 "The commands as a person types them: in a process of their own, right and wrong"
 
-import functools, gzip, json, os, pickle, shutil, signal, subprocess, sys, time
+import errno, functools, gzip, io, json, os, pickle, re, shutil, signal, subprocess, sys, time, warnings
 from pathlib import Path
-import numpy as np, pytest
+import jaxtyping, numpy as np, pytest, torch
 from PIL import Image
 from sklearn.datasets import load_sample_image
 from jepa_lit import commands, experiment
-from jepa_lit.commands import ADVICE, advise, name_runs, run_command
+from jepa_lit.commands import ADVICE, advise, command, name_runs, parser, run_command, write_embeddings
+from jepa_lit.data import about
+from jepa_lit.lejepa import LeJEPA
 from jepa_lit.pictures import embedding_figure
+from jepa_lit.probes import probe
 from jepa_lit.recipes import METHODS, describe_fields
 
 TINY = (
@@ -35,6 +38,29 @@ def run(tmp_path, monkeypatch, capsys, unchecked):
         return code, *capsys.readouterr()
 
     return go
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    "A small finished run with its probes, made once"
+    folder = tmp_path_factory.mktemp('trained')
+    checked = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update('jaxtyping_disable', True)
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(experiment, 'probe', functools.partial(experiment.probe, draws=2))
+        m.setattr(experiment, 'embedding_figure', lambda *a, how: embedding_figure(*a, how='pca'))
+        assert (
+            run_command(commands.jepa_lit_train, [*TINY, '--probe_every', '2', '--out', str(folder / 'r')])
+            == 0
+        )
+    jaxtyping.config.update('jaxtyping_disable', checked)
+    return folder / 'r'
+
+
+@pytest.fixture
+def r(trained, tmp_path):
+    "A copy of that run, where commands run"
+    return shutil.copytree(trained, tmp_path / 'r')
 
 
 @pytest.fixture
@@ -91,10 +117,9 @@ def test_digits_end_to_end(run, tmp_path):
             and row in out
         )
     assert len((folder / 'log.jsonl').read_text().splitlines()) == 6
-    for spelling in ('--split_seed', '--split-seed'):  # probing again gives the same table
-        code, table, err = run('jepa_lit_probe', folder, '--quiet', '--out', 'again.json', spelling, 1)
-        assert code == 0, err
-        assert json.loads((tmp_path / 'again.json').read_text())['probes'] == m['probes']
+    code, table, err = run('jepa_lit_probe', folder, '--quiet', '--out', 'a/b/again.json', '--split-seed', 1)
+    assert code == 0, err
+    assert json.loads((tmp_path / 'a/b/again.json').read_text())['probes'] == m['probes']  # the same table
     code, _, err = run('jepa_lit_train', *TINY, '--seed', 3)  # the folder exists now
     assert code == 2 and '--overwrite' in err and err.count('\n') == 1
     assert json.loads((folder / 'metrics.json').read_text()) == m  # and nothing was lost
@@ -126,8 +151,7 @@ def test_ijepa(run, tmp_path):
     ]
 
 
-def test_embed(run, tmp_path):
-    assert run('jepa_lit_train', *TINY, '--out', 'r')[0] == 0
+def test_embed(run, r, tmp_path):
     code, out, err = run('jepa_lit_embed', 'r', '--out', 'e/z', '--quiet')
     assert code == 0, err
     z = np.load(tmp_path / 'e/z.npy')
@@ -237,13 +261,11 @@ def test_program_interrupted_and_resumed(start, run, tmp_path):
 
 def test_programs_answer(start):
     "The installed programs start, print help, and answer a mistake in one line"
-    started = [
-        start(n, '--help') for n in ('jepa_lit_train', 'jepa_lit_probe', 'jepa_lit_embed', 'jepa_lit_plot')
-    ] + [start('jepa_lit_train', '--data', 'digts')]
-    done = [(*p.communicate(), p.returncode) for p in started]
-    for out, err, code in done[:4]:
-        assert code == 0 and len(out.splitlines()) > 6, err
-    out, err, code = done[4]
+    for name in ('jepa_lit_probe', 'jepa_lit_embed', 'jepa_lit_plot'):
+        assert shutil.which(name) and len(parser(getattr(commands, name)).format_help().splitlines()) > 6
+    p = start('jepa_lit_train', '--data', 'digts')
+    out, err = p.communicate()
+    code = p.returncode
     assert code == 2 and len(err.splitlines()) == 1 and 'did you mean digits' in err
 
 
@@ -256,7 +278,7 @@ def test_programs_answer(start):
         ('--lr fast', 'float'),
         ('--method simclr', 'lejepa'),
         ('--steps 0', 'run.steps=0: expected int >= 1'),
-        ('--batch 5000', 'got 5000; use a smaller --batch'),
+        ('--batch 5000', '; use a smaller --batch'),
         ('--batch 1', 'expected int >= 2'),
         ('--size 8', 'smaller than the encoder\'s patch, 16 pixels; use a larger --size'),
         ('--resume nowhere', 'not a run'),
@@ -268,7 +290,7 @@ def test_programs_answer(start):
         ('--data folder --root broken', 'cannot be read'),
         ('--out file.txt', 'file.txt'),
         ('--out /proc/run', '/proc/run'),
-        ('--splitseed 3', 'did you mean'),
+        ('--splitseed 3', 'did you mean --split_seed'),
         ('--resume text', 'not a run'),
         ('--out text --overwrite', 'not overwritten; choose another --out'),
         ('--recipe nofile.toml', 'recipe file nofile.toml not found'),
@@ -292,7 +314,7 @@ def test_programs_answer(start):
         ('--minutes nan', 'finite number'),
         ('--minutes -1', 'got -1'),
         ('--minutes inf', 'finite number'),
-        ('--seed 99999999999999999999', 'below 2**63'),
+        ('--seed 99999999999999999999', 'run.seed=99999999999999999999: expected a finite number of at most'),
         ('--set weight_decay=inf', 'finite'),
     ],
 )
@@ -347,9 +369,8 @@ def test_set(run, bare, tmp_path, words, fields):
 
 
 @pytest.mark.parametrize('which', ['last', 'best'])
-def test_which_weights(run, tmp_path, which):
+def test_which_weights(run, r, tmp_path, which):
     "The best checkpoint can be judged too"
-    assert run('jepa_lit_train', *TINY, '--probe_every', 2, '--out', 'r')[0] == 0
     code, out, err = run('jepa_lit_probe', 'r', '--which', which, '--out', 'p.json', '--quiet')
     assert code == 0 and 'trained' in out, err
     code, out, err = run('jepa_lit_embed', 'r', '--which', which, '--out', 'z', '--format', 'csv', '--quiet')
@@ -369,8 +390,7 @@ def test_read_only_output(run, tmp_path):
 
 
 @pytest.mark.parametrize('damage', ['truncated', 'pickle', 'checkpoint'])
-def test_damaged_run(run, bare, tmp_path, damage):
-    assert run('jepa_lit_train', *TINY, '--out', 'r')[0] == 0
+def test_damaged_run(run, bare, r, tmp_path, damage):
     files = (
         sorted((tmp_path / 'r/checkpoints').glob('step-*.pt'))
         if damage == 'checkpoint'
@@ -456,7 +476,7 @@ def test_resume_auto(run, bare, tmp_path):
         code, out, err = run('jepa_lit_train', *words, *more)
         assert code == 2 and said in err and 'was started with' in err and err.count('\n') == 1, err
     code, out, err = run('jepa_lit_train', '--resume', folder, '--method', 'ijepa')
-    assert code == 2 and 'method=lejepa, got method=ijepa' in err
+    assert code == 2 and 'for method lejepa, got ijepa' in err
     assert (folder / 'log.jsonl').read_bytes() == before
     assert (
         run(
@@ -559,14 +579,27 @@ def test_plot(run, bare, tmp_path):
     assert list(name_runs(['a', 'b', 'c'])) == ['a (lamb=0.01)', 'b (lamb=0.5)', 'c (lamb=0.01)']
     assert 'in m.png' in run('jepa_lit_plot', 'a', '--out', 'm')[1] and (tmp_path / 'm.png').exists()
     (tmp_path / 'file').write_text('x')
+    (tmp_path / 'c/log.jsonl').write_bytes(b'')
     for words, said in (
-        (['a', 'nothing'], 'not a run'),
+        (['a', 'nothing'], 'nothing is not a run'),
+        (['file'], 'no run with a log: file is not a run'),
+        (['c'], 'no run with a log: c'),
         (['a', '--out', 'x.odd'], 'odd'),
         (['a', '--out', 'file/q.png'], 'file/q.png cannot be written'),
         ([], 'required'),
     ):
         code, out, err = run('jepa_lit_plot', *words)
         assert code == 2 and said in err and len(err.splitlines()) == 1, err
+    (tmp_path / 'all').mkdir()
+    for name in 'abc':
+        shutil.move(tmp_path / name, tmp_path / 'all')
+    (tmp_path / 'all/note.txt').write_text('x')
+    code, out, err = run('jepa_lit_plot', *sorted((tmp_path / 'all').iterdir()), '--out', 'm.png')
+    assert code == 0 and '2 runs side by side in m.png' in out
+    assert ['all/c' in line or 'note.txt is not a run' in line for line in err.splitlines()] == [True, True]
+    for words in (['all'], ['all/*'], ['all', 'all/a']):  # below; a pattern that no shell has read; one twice
+        code, out, err = run('jepa_lit_plot', *words)
+        assert code == 0 and '2 runs' in out, err
 
 
 @pytest.mark.slow
@@ -611,6 +644,324 @@ def test_a_reader_that_goes_away(bare, tmp_path, monkeypatch):
         monkeypatch.setattr(sys, 'stdout', out)
         assert run_command(commands.jepa_lit_train, [*TINY, '--out', 'a run', '--minutes', '0']) == 0
     assert (tmp_path / 'a run/model.safetensors').exists()
+
+
+@pytest.fixture
+def somewhere(tmp_path):
+    "A folder as a first-day user has it"
+    (tmp_path / 'pics').mkdir()
+    [picture(i).save(tmp_path / f'pics/{i}.jpg') for i in range(3)]
+    (tmp_path / 'mine.toml').write_text('lr = 1e-3')
+    (tmp_path / 'old').mkdir()
+    (tmp_path / 'old/recipe.json').write_text('{}')
+
+
+TRAIN = [
+    ('pics', 'did you mean --data folder --root pics?'),
+    ('./pics', '--data folder --root ./pics'),
+    ('pics/0.jpg', 'unrecognized arguments: pics/0.jpg'),
+    (
+        '--root pics',
+        'root is not read with the data set digits; for images of your own: --data folder --root',
+    ),
+    ('--root ~/pics', 'root is not read'),
+    ('--data digits --root pics', 'root is not read'),
+    ('--set root=pics', 'root is not read'),
+    ('--data pics', 'pics is a folder: did you mean --data folder --root pics?'),
+    ('--recipe pics', 'pics is a folder'),
+    ('--data old', 'did you mean --resume old?'),
+    ('--data folder pics', '--root pics'),
+    ('--data folder', 'needs root'),
+    ('--data folder --root pics/0.jpg', 'folder'),
+    ('old', 'did you mean --resume old?'),
+    ('mine.toml', 'did you mean --recipe mine.toml?'),
+    ('fashion_mnist', 'did you mean --data fashion_mnist?'),
+    ('ijepa', 'did you mean --method ijepa?'),
+    ('imagenet_ijepa_vith14', 'did you mean --recipe imagenet_ijepa_vith14?'),
+    ('lr=1e-3', 'did you mean --set lr=1e-3?'),
+    ('--method ijepa --lamb 0.1', 'belongs to method lejepa'),
+    ('--workers 2', 'workers is not read with the data set digits'),
+    ('--set cache_gb=1', 'cache_gb is not read'),
+    ('--set options.workers=1', 'workers is not read'),
+    ('--data mnist --workers 2', 'workers is not read with the data set mnist'),
+    ('--set local_size=14', 'not read with views.local_views=0'),
+    ('--set patch=8', 'not read with backbone.name=convnet'),
+    ('--set decay_shape=linear', 'not read'),
+    ('--method ijepa --set masks=random n_targets=2', 'not read with masks.name=random'),
+    ('--lr 1e-3 --set lr=1e-2', '--lr is given, and --set lr too'),
+    ('--lr 1e-3 --set optim.lr=1e-2', 'optim.lr is given twice'),
+    ('--set lr=1 lr=2', '--set has lr twice'),
+    ('--set lr=1 --set lr=2', '--set has lr twice'),
+    ('--steps 5 --steps 6', '--steps is given 2 times'),
+    ('--split_seed 1 --split-seed=2', '--split-seed is given 2 times'),
+    ('--set lr 1e-3', "key=value words, without spaces or commas between, got 'lr 1e-3'"),
+    ('--set lr = 1e-3', "got 'lr = 1e-3'"),
+    ('--set lr=1e-3,steps=5', 'without spaces or commas'),
+    ('--set lr:1e-3', 'key=value'),
+    ('--set “lr=1e-3”', 'key=value'),
+    ('--set', 'expected at least one argument'),
+    ('--set =3', 'key=value'),
+    ('--set data=pics', 'use --data pics'),
+    ('--device cuda', 'the variable JEPA_LIT_DEVICE'),
+    ('--gpu 0', 'JEPA_LIT_DEVICE'),
+    ('--epochs 3', '--steps, which counts batches'),
+    ('--learning-rate 1e-3', 'did you mean --lr'),
+    ('--batch_size 8', 'did you mean --batch'),
+    ('--weight-decay 0.1', 'did you mean --set weight_decay=VALUE'),
+    ('--optim.lr=1e-3', '--set optim.lr=1e-3'),
+    ('--keep_last 3', '--set keep_last'),
+    ('--path pics', 'did you mean --root?'),
+    ('--lambda 0.1', 'did you mean --lamb?'),
+    ('—steps 5', 'did you mean --steps?'),
+    ('–steps 5', 'did you mean --steps?'),
+    ('-steps 5', 'did you mean --steps?'),
+    ('--STEPS 5', 'did you mean --steps?'),
+    ('--quiet true', 'unrecognized arguments: true'),
+    ('--quiet=true', 'true'),
+    ('--overwrite false', 'false'),
+    ('--steps=', 'steps'),
+    ('--steps 1,000', 'invalid int value'),
+    ('--steps 1e3', 'invalid int value'),
+    ('--steps five', 'invalid int value'),
+    ('--lr 0,001', 'invalid float value'),
+    ('--minutes 5m', 'invalid float value'),
+    ('--accept_changes', 'use it with --resume'),
+    ('--resume', 'expected one argument'),
+    ('--set threads=1000000', 'at most 1,000'),
+    ('--set out=1000000000', 'at most 1,000,000'),
+    ('--set knots=100000000', 'at most 1,000'),
+    ('--set out=1000000 hidden=1000000', 'weights of'),
+]
+
+
+@pytest.mark.parametrize('words, expected', TRAIN)
+def test_words_of_a_first_day(run, bare, somewhere, tmp_path, monkeypatch, words, expected):
+    "Whatever is typed: one line says what was meant, and nothing is begun"
+    monkeypatch.setenv('HOME', str(tmp_path))
+    before = sorted(tmp_path.rglob('*'))
+    code, out, err = run('jepa_lit_train', *words.split())
+    assert code == 2 and expected in err and len(err.splitlines()) == 1, err
+    assert sorted(tmp_path.rglob('*')) == before
+
+
+@pytest.mark.parametrize(
+    'name, words, expected',
+    [
+        ('jepa_lit_train', ['--out', ''], 'out: a word expected, got an empty one'),
+        ('jepa_lit_train', ['--resume', ''], 'resume: a word expected'),
+        ('jepa_lit_train', ['--set', ''], 'set: a word expected'),
+        ('jepa_lit_train', ['--steps\xa05'], 'did you mean --steps'),
+        ('jepa_lit_plot', [''], 'runs: a word expected'),
+        ('jepa_lit_probe', [], 'required: run'),
+        ('jepa_lit_probe', ['--run', 'r'], 'did you mean run without --?'),
+        ('jepa_lit_probe', ['pics'], 'pics is not a run'),
+        ('jepa_lit_probe', ['r', '--root', 'pics'], 'root is not read with the data set digits'),
+        ('jepa_lit_probe', ['r', '--data', 'folder', '--root', 'pics', '--split_seed', 3], 'needs labels'),
+        ('jepa_lit_probe', ['r', '--out', 'pics'], 'pics cannot be written'),
+        ('jepa_lit_probe', ['r', '--which', 'bets'], 'did you mean best'),
+        ('jepa_lit_embed', ['pics', 'r'], 'unrecognized arguments: r'),
+        ('jepa_lit_embed', ['r', 'pics'], 'did you mean --data folder --root pics?'),
+        ('jepa_lit_embed', ['r', '--data', 'pics'], 'did you mean --data folder --root pics?'),
+        ('jepa_lit_embed', ['r', '--format', 'csvv'], 'did you mean csv'),
+        ('jepa_lit_embed', ['r', '--out', 'mine.toml/z'], 'cannot be written'),
+        ('jepa_lit_embed', ['r', '--device', 'cuda'], 'JEPA_LIT_DEVICE'),
+        ('jepa_lit_plot', ['r', '--output', 'x.png'], 'did you mean --out?'),
+    ],
+)
+def test_words_of_other_commands(run, r, somewhere, name, words, expected):
+    code, out, err = run(name, *words)
+    assert code == 2 and expected in err and len(err.splitlines()) == 1, err
+
+
+def test_help_and_version(run):
+    for words in (['-h'], ['--help'], ['help'], ['--steps', 'x', '--help']):
+        assert 'usage: jepa_lit_train' in run('jepa_lit_train', *words)[1]
+    for name in ('jepa_lit_train', 'jepa_lit_plot'):
+        assert run(name, '--version')[1].startswith('jepa_lit 0')
+
+
+def test_home_and_endings(run, r, bare, tmp_path, monkeypatch):
+    "`~` is the home folder wherever a path is, though no shell has seen it; an ending is written once"
+    monkeypatch.setenv('HOME', str(tmp_path / 'home'))
+    home = tmp_path / 'home'
+    shutil.copytree(r, home / 'r')
+    shutil.copy(r / 'recipe.toml', home / 'mine.toml')
+    assert run('jepa_lit_train', '--recipe=~/mine.toml', '--out=~/new', '--minutes', 0, '--quiet')[0] == 0
+    assert (home / 'new/log.jsonl').exists() and not (tmp_path / '~').exists()
+    assert run('jepa_lit_train', '--resume=~/new', '--minutes', 0, '--quiet')[0] == 0
+    commands.jepa_lit_plot(['~/r'], out='~/a/m.png')  # from Python too
+    assert (home / 'a/m.png').exists()
+    for out, table in (
+        ('z.npy', 'z.parquet'),
+        ('~/v.csv', 'home/v.csv'),
+        ('w.parquet', 'w.parquet'),
+        ('x.1', 'x.1.parquet'),
+    ):
+        code, said, err = run('jepa_lit_embed', '~/r', f'--out={out}', '--quiet')
+        assert code == 0 and (tmp_path / table).exists() and f'{Path(table).stem}.npy' in said, err
+    assert not [p for p in tmp_path.rglob('*') if p.name.count('.npy') + p.name.count('.csv') > 1]
+    code, out, err = run('jepa_lit_plot', '~/r', '--out=~/nobody.png')
+    assert code == 0 and (home / 'nobody.png').exists()
+    assert run('jepa_lit_plot', '~nobody/r')[0] == 2
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize('ending', ['csv', 'parquet'])
+@pytest.mark.parametrize('call', range(14))
+def test_vectors_and_their_table_belong_together(tmp_path, monkeypatch, ending, call):
+    "A process killed at any of its calls: the old pair, the new pair, or no table"
+    vectors, table = tmp_path / 'z.npy', tmp_path / f'z.{ending}'
+    old, new = np.zeros((3, 2), 'f4'), np.ones((3, 2), 'f4')
+    write_embeddings(vectors, table, dict(name=list('abc')), old)
+    calls = []
+
+    def dying(real):
+        def act(*args, **kwargs):
+            calls.append(real)
+            if len(calls) > call:
+                raise Killed
+            return real(*args, **kwargs)
+
+        return act
+
+    for owner, name in [
+        (os, 'replace'),
+        (os, 'fsync'),
+        (os, 'unlink'),
+        (os, 'open'),
+        (np, 'save'),
+        (Path, 'unlink'),
+    ]:
+        monkeypatch.setattr(owner, name, dying(getattr(owner, name)))
+    try:
+        write_embeddings(vectors, table, dict(name=list('abc')), new)
+    except Killed:
+        pass
+    monkeypatch.undo()
+    z = np.load(vectors)
+    assert np.array_equal(z, old) or np.array_equal(z, new)
+    if table.exists():
+        from pyarrow import csv, parquet
+
+        read = csv.read_csv(table) if ending == 'csv' else parquet.read_table(table)
+        assert np.array_equal(read['z0'].to_numpy(), z[:, 0])
+
+
+def test_a_full_disk_leaves_the_old_vectors(tmp_path, monkeypatch):
+    paths = tmp_path / 'z.npy', tmp_path / 'z.csv'
+    write_embeddings(*paths, dict(name=['ä', 'b']), np.zeros((2, 2)))
+    before = [p.read_bytes() for p in paths]
+    monkeypatch.setattr(np, 'save', lambda *a: (_ for _ in ()).throw(OSError(28, 'No space left on device')))
+    with pytest.raises(OSError, match='No space'):
+        write_embeddings(*paths, dict(name=['a', 'b']), np.ones((2, 2)))
+    assert [p.read_bytes() for p in paths] == before and 'ä'.encode() in before[1]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize('encoding', ['ascii', 'latin-1', 'cp1252', 'utf-8', None])
+@pytest.mark.parametrize('text', ['± 1', '猫', '\udcff', '\x1b[2J\x07', 'tab\t', '\x9b31m', 'plain'])
+def test_any_text_reaches_any_terminal(monkeypatch, encoding, text):
+    "A character that a terminal cannot show ends no run, and none is a command to it"
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding) if encoding else io.StringIO()
+    monkeypatch.setattr(sys, 'stdout', stream)
+
+    def said():
+        "Say it."
+        print(text, flush=True)
+
+    assert run_command(said, []) == 0
+    got = raw.getvalue().decode(encoding) if encoding else stream.getvalue()
+    assert got.strip() and not set(got) & {'\x1b', '\x07', '\x9b'}
+    assert text not in ('plain', 'tab\t') or got == f'{text}\n'
+
+
+@pytest.mark.parametrize('number', [errno.EPIPE, errno.EIO, errno.ENOSPC, errno.EBADF])
+def test_a_terminal_that_is_gone(monkeypatch, tmp_path, number):
+    class Gone(io.TextIOWrapper):
+        def write(self, text):
+            raise OSError(number, os.strerror(number))
+
+    for stream in (Gone(open(tmp_path / 'x', 'wb')), None):
+        monkeypatch.setattr(sys, 'stdout', stream)
+        monkeypatch.setattr(sys, 'stderr', stream)
+        assert run_command(lambda: print('x'), []) == 0
+        assert run_command(lambda: {}['x'], []) == 1
+
+
+NAMED = """
+import sys
+from jepa_lit.commands import command
+seen = []
+@command
+def demo(
+    times: int = 1,  # how often
+):
+    "A demonstration."
+    seen.append(times)
+    return 'given back'
+
+for name in ('demo', 'jt', 'train.py', 'C:/x/demo.exe', ''):
+    sys.argv = [name, '--times', '3']
+    try:
+        exec("if __name__ == '__main__': sys.exit(demo())")
+    except SystemExit as e:
+        assert e.code == 0 and seen.pop() == 3
+exec("found = demo(), demo(2), demo(times=3)")
+assert found == ('given back',) * 3 and seen == [1, 2, 3], (found, seen)
+"""
+
+
+def test_a_program_of_any_name(tmp_path):
+    "Installed, linked or copied under another name it reads its words; called from Python it is the function"
+    (tmp_path / 'named.py').write_text(NAMED)
+    done = subprocess.run([sys.executable, tmp_path / 'named.py'], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_advice_is_found_by_key_or_class():
+    "Every key that an error carries has advice, every advice has an error, and no text is read for it"
+    code = '\n'.join(p.read_text() for p in Path(commands.__file__).parent.glob('*.py'))
+    carried = set(re.findall(r"about\((?:[^()]|\([^()]*(?:\([^()]*\)[^()]*)*\))*?, '([a-z ]+)'", code))
+    keys = {key for key in ADVICE if isinstance(key, str)}
+    assert carried - {'exists'} <= keys, carried - keys
+    assert keys - carried <= {'shards', 'whole'}, keys - carried  # these two are made from a word
+    for key in ADVICE:
+        error = about(ValueError('a fact'), key, 'a b') if isinstance(key, str) else key('a fact')
+        assert advise(error).startswith('a fact; ') and '{' not in advise(error)
+
+
+def test_memory_that_is_not_there_is_one_line(capsys):
+    def large():
+        "Ask for too much."
+        torch.empty(10**15)
+
+    assert run_command(large, []) == 2
+    assert 'use a smaller --batch' in capsys.readouterr().err
+
+
+def test_no_probe_and_many_classes(run, tmp_path):
+    "No line of scikit-learn's; without probes the health and the pictures are there"
+    z = torch.randn(120, 8, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(120) % 30
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        found = probe(z, y, z, y, labels=(1,), draws=2, progress=True)
+    assert list(found) == ['knn', 'linear', 'linear_1', 'linear_1_sd']
+    code, out, err = run('jepa_lit_train', *TINY, '--no-probe', '--out', 'r')
+    m = json.loads((tmp_path / 'r/metrics.json').read_text())
+    assert code == 0 and m['probes'] == {} and m['health']['trained'] and not err.strip(), err
+    assert (tmp_path / 'r/curves.png').exists() and (tmp_path / 'r/embedding.png').exists()
+
+
+def test_a_network_that_has_diverged_says_so(run, r, monkeypatch):
+    monkeypatch.setattr(LeJEPA, 'embed', lambda self, images: torch.full((len(images), 4), torch.nan))
+    for words in (['jepa_lit_probe', 'r'], ['jepa_lit_embed', 'r']):
+        code, out, err = run(*words, '--quiet')
+        assert code == 2 and 'diverged; use a smaller --lr' in err and len(err.splitlines()) == 1, err
 
 
 def test_resume_command_is_quoted(run, bare, tmp_path):
