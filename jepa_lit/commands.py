@@ -418,7 +418,8 @@ def continue_run(
     saved = run.recipe
     if name:
         asked, options = choose(name, data, given)
-        asked = asked if asked.data.root else recipe(asked, root=saved.data.root)
+        found = {k: getattr(asked.data, k) or getattr(saved.data, k) for k in ('root', 'levels')}
+        asked = recipe(asked, **found)
     else:
         changes, options = split_options(given | (dict(data=data) if data else {}))
         asked = _absolute(recipe(saved, **changes))
@@ -692,7 +693,7 @@ def find_runs(
 
 # %% ../nbs/74_commands.ipynb #9d0e433c
 def name_runs(
-    paths: list[str],  # folders
+    paths: Sequence[str | Path],  # folders
 ) -> dict[str, Run]:  # the runs, by what to call them
     "Runs by the name of their folder and by the fields of their recipes in which they differ."
     runs = [Run.open(path) for path in paths]
@@ -700,7 +701,7 @@ def name_runs(
     keys = [key for key in found if key != 'run.steps'][:3]
     names = [run.path.resolve().name for run in runs]
     if len(set(names)) < len(runs):
-        names = paths
+        names = [str(path) for path in paths]
 
     named = {}
     for i, (name, run) in enumerate(zip(names, runs)):

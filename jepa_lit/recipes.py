@@ -327,6 +327,7 @@ _FEW = ('depth', 'layers', 'heads', 'knots', 'n_targets', 'global_views', 'local
 MOST = dict(
     dict.fromkeys(_FEW, 1000),
     size=4096,
+    levels=2**53,
     steps=10**9,
     schedule_steps=10**9,
     seed=2**63 - 1,
@@ -366,10 +367,10 @@ def _check_most(name, read):
 def _read_words(words, plain):
     "What words say of a value of a type, as far as they say it"
     kinds = plain, *typing.get_args(plain)
-    if typing.get_origin(plain) is tuple:
-        return [_read_words(w, float) for w in words.split(',')]
     if words.lower() in ('none', '') and type(None) in kinds:
         return None
+    if tuple in map(typing.get_origin, kinds):
+        return [_read_words(w, float) for w in words.split(',')]
     for number in () if str in kinds else (int, float):
         with contextlib.suppress(ValueError):
             return number(words)

@@ -363,6 +363,8 @@ def test_ways_to_say_a_change():
     )
     assert made == recipe(recipe('digits', steps=20, widths=(8, 16)), lr=1e-3)
     assert recipe('digits', average=0.99).optim.average == 0.99
+    assert recipe('folder', levels='0,4095').data.levels == (0, 4095)
+    assert recipe('folder', levels='none').data.levels is None
     assert recipe('digits', average='none').optim.average is None
     assert recipe('digits', root='123').data.root == '123' and recipe('digits', root='none').data.root is None
     assert recipe('digits', compile='TRUE').run.compile and not recipe('digits', compile='0').run.compile
