@@ -432,11 +432,12 @@ def missing_shards(
 def held_out(
     paths: list[str],  # of shards
 ) -> tuple[list[str], list[str], str]:  # paths to train on, paths to test on, and a note
-    "Shards held out by a word in their names, or in that of their folders, if there are both kinds"
+    "Shards held out by a word in their names, or in those of folders that not all lie in, if there are both kinds"
     by = defaultdict(list)
+    top = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ''
     for path in paths:
-        folder, name = os.path.split(path)
-        words = re.findall('[A-Za-z]+', f'{name} {os.path.basename(folder)}')
+        names = os.path.relpath(path, top).split(os.sep)
+        words = re.findall('[A-Za-z]+', ' '.join(reversed(names)))
         part = next(filter(None, map(part_of, words)), 'train')
         by[part].append(path)
     train = by.pop('train', [])
