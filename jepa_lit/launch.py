@@ -431,7 +431,9 @@ def _parser():
         action='append',
         default=[],
     )
-    p.add_argument('command', nargs=argparse.REMAINDER, help='a program, a script or -m module, and its words')
+    p.add_argument(
+        'command', nargs=argparse.REMAINDER, help='a program, a script or -m module, and its words'
+    )
     return p
 
 
