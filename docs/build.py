@@ -219,7 +219,11 @@ class Links(Processor):
 
     def line(self, l):
         l = re.sub(r'\[([^\]]*)\]\((?:\./|nbs/)?([\w-]+)\.ipynb(#[^)]*)?\)', self.notebook, l)
-        l = re.sub(r"(?<![\w\[])(?<!\[\()([A-Z][\wé']+(?: and [A-Z][\w]+| et al\.)) (\(?)(\d{4})(?!\d)", self.paper, l)
+        l = re.sub(
+            r"(?<![\w\[])(?<!\[\()([A-Z][\wé']+(?: and [A-Z][\w]+| et al\.)) (\(?)(\d{4})(?!\d)",
+            self.paper,
+            l,
+        )
         return re.sub(r'(?<![\[`}\w])`(\d\d_\w+|[A-Za-z_][\w.]*)(\(\))?`(?![\]`])', self.name, l)
 
     def paper(self, m):

@@ -109,6 +109,15 @@ def test_no_page_imports_what_it_exports(path):
         assert f'jepa_lit.{path.stem[3:]}' not in imported(c.source), c.source
 
 
+def test_sixty_lines_need_no_tools():
+    "The page that people send runs wherever the library is installed"
+    (path,) = [p for p in books if p.stem == '00_sixty_lines']
+    source = [c.source for c in code(read(path))]
+    needs = {m.split('.')[0] for s in source for m in imported(s)}
+    assert needs <= {'copy', 'inspect', 'torch', 'matplotlib', 'sklearn', 'jepa_lit'}
+    assert not [s for s in source if '%' in s[:1] or '#| hide' in s or '../' in s]
+
+
 @each
 def test_one_export_a_cell(path):
     for c in code(read(path)):
