@@ -20,7 +20,7 @@ from typing import IO
 import numpy as np, torch
 from jaxtyping import Int64, UInt8
 import PIL
-from PIL import Image
+from PIL import Image, ImageOps
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -51,9 +51,9 @@ def _black_and_white(x: np.ndarray) -> tuple[float, float]:
     if low < 0:
         return low, high
     for top in (1.0, 255.0):
-        if high <= top:
+        if top / 16 < high <= top:
             return 0.0, top
-    if high < 2**16 and not (values % 1).any():
+    if 0 < high < 2**16 and not (values % 1).any():
         return 0.0, 2.0 ** int(high).bit_length() - 1
     return low, high
 
@@ -175,7 +175,7 @@ def _opened(path: str | Path | io.BytesIO):
     return nullcontext(path) if isinstance(path, io.BytesIO) else open_plain(path, 'rb')
 
 
-def _open_image(file: IO) -> Image.Image:
+def _open_image(file: io.IOBase) -> Image.Image:
     "An image in one of the listed formats, not decoded yet"
     file.seek(0)
     start = file.read(16)
@@ -185,7 +185,7 @@ def _open_image(file: IO) -> Image.Image:
         if accepts(start):
             im = reader(file)
             if kind == 'TIFF':
-                im.load_end = list  # its own turns the image, and may fail at that
+                im.load_end = partial(ImageOps.exif_transpose, im, in_place=True)  # its own reads all notes
             return im
     raise ValueError(f'none of {", ".join(_READERS)}')
 
@@ -202,7 +202,7 @@ def _swapped(tile):
     return tile._replace(args=raw if whole else (raw, *rest))
 
 
-def _low_bytes(im: Image.Image, file: IO) -> Image.Image | None:
+def _low_bytes(im: Image.Image, file: io.IOBase) -> Image.Image | None:
     "The lower bytes of 16-bit color, as an image"
     tiles = [_swapped(tile) for tile in im.tile]
     if None in tiles or not tiles:
@@ -345,7 +345,9 @@ def batches(
         generator=torch.Generator(),  # its own: a loader draws from the global one otherwise
     )
     none_yet = len(order) > 0
-    for pixels, good, bad in loader:
+    with torch.device('cpu'):  # whatever the default is
+        parts = iter(loader)
+    for pixels, good, bad in parts:
         data.skipped.extend(n for n in map(data.name, bad) if n not in data.skipped)
         if len(good):
             none_yet = False
@@ -366,9 +368,7 @@ def existing_folder(
     return path
 
 # %% ../nbs/02_files.ipynb #1e9764b5
-ENDINGS = tuple(
-    '.jpg .jpeg .jpe .jfif .mpo .png .apng .bmp .gif .webp .tif .tiff .ppm .pgm .pbm .pnm'.split()
-)
+ENDINGS = tuple('.jpg .jpeg .jpe .jfif .mpo .png .apng .bmp .gif .webp .tif .tiff .ppm .pgm .pbm .pnm'.split())
 _SYSTEM = '__MACOSX', '@eaDir', '#recycle', '$RECYCLE.BIN', 'lost+found', 'System Volume Information'
 
 
@@ -417,12 +417,10 @@ def survey_folder(
             left['no plain files'] += 1
         else:
             found.append(os.path.relpath(path, root).replace(os.sep, '/'))
-    others = shorten([f'{count} {kind}' for kind, count in left.most_common() if count], 8)
+    others = shorten([f'{count} {kind}' for kind, count in left.most_common() if count], 20)
     if not found:
         known = f'known are {" ".join(ENDINGS)}'
-        raise ValueError(
-            f'{printable(str(root))}: no images among {sum(left.values())} files ({others}; {known})'
-        )
+        raise ValueError(f'{printable(str(root))}: no images among {sum(left.values())} files ({others}; {known})')
     return sorted(found), others
 
 

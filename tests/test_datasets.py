@@ -594,3 +594,95 @@ def test_a_set_of_ones_own(monkeypatch):
 
 def test_data_config():
     assert DataConfig() == DataConfig('digits', None, None, 0, False) and 'split_seed: ' in DataConfig.__doc__
+
+
+@pytest.mark.parametrize(
+    'train, test',
+    [
+        ('train', 'test'),
+        ('Train', 'Test'),
+        ('TRAIN', 'VAL'),
+        ('training', 'testing'),
+        ('data/train', 'data/test'),
+        ('my data/Training Set', 'my data/Test Set'),
+        ('seg_train/seg_train', 'seg_test/seg_test'),
+        ('images/train2017', 'images/val2017'),
+        ('Train ', 'Test '),
+        ('trainset', 'eval'),
+    ],
+)
+@pytest.mark.parametrize('beside', ['', 'readme.png', 'unlabeled/1.png', '__MACOSX/Train/a/1.png'])
+def test_parts_in_any_spelling(tmp_path, train, test, beside):
+    learned = [f'{train}/{c}/{i}.png' for c in 'ab' for i in range(3)]
+    judged = [f'{test}/{c}/{i}.png' for c in 'ab' for i in range(2)]
+    tree(tmp_path, *learned, *judged, *([beside] if beside else []))
+    s = load('folder', tmp_path, size=8)
+    assert list(s.train.names) == learned and list(s.test.names) == judged and s.train.classes == ('a', 'b')
+    aside = beside in ('readme.png', 'unlabeled/1.png')
+    assert any('left aside' in note for note in s.notes) == aside
+
+
+def test_parts_within_classes(tmp_path):
+    tree(tmp_path, *(f'{c}/{p}/{i}.png' for c in ('cat', 'dog') for p in ('Train', 'Test') for i in range(2)))
+    s = load('folder', tmp_path, size=8)
+    assert s.test.names == ('cat/Test/0.png', 'cat/Test/1.png', 'dog/Test/0.png', 'dog/Test/1.png')
+    assert s.train.classes == ('cat', 'dog') and len(s.train) == 4
+
+
+def test_classes_as_another_system_spells_them(tmp_path):
+    "A folder that a Mac wrote has é in two characters"
+    tree(tmp_path, 'train/cafe\u0301/1.png', 'train/Dog/1.png', 'test/caf\u00e9/1.png', 'test/dog/1.png')
+    s = load('folder', tmp_path, size=8)
+    assert sorted(s.test.labels.tolist()) == [0, 1] and len(s.train) == 2
+
+
+@pytest.mark.parametrize('names', ['train unlabeled', 'test val', 'fold1 fold2', 'Test cats'])
+def test_classes_with_names_of_parts(tmp_path, names):
+    tree(tmp_path, *(f'{c}/{i}.png' for c in names.split() for i in range(2)))
+    assert any('warning: classes with names of parts' in n for n in load('folder', tmp_path, size=8).notes)
+
+
+@pytest.mark.parametrize('up', ['pics', 'a/b/c'])
+def test_a_folder_around_classes(tmp_path, up):
+    tree(tmp_path, *(f'{up}/{c}/{i}.png' for c in ('trains', 'buses') for i in range(5)))
+    s = load('folder', tmp_path, size=8)
+    assert s.train.classes == ('buses', 'trains') and len(s.test) == 2 and 'warning' not in repr(s)
+
+
+def test_levels_go_with_the_set(tmp_path):
+    "Found once, said, the same streamed and decoded, and another set can be read by them"
+    for folder, top in (('camera', 4095), ('full', 65535)):
+        for i in range(4):
+            x = np.linspace(0, top, 64).reshape(8, 8) * (i + 1) / 4
+            picture(tmp_path / folder / f'{i}.png')
+            Image.fromarray(x.astype(np.uint16)).save(tmp_path / folder / f'{i}.png')
+    s = load('folder', tmp_path / 'camera', size=8)
+    assert s.levels == (0, 4095) and any('more than 8 bits: 0 is black and 4095 white' in n for n in s.notes)
+    assert [int(x.max()) for x in s.train.pixels] == [64, 127, 191, 255]
+    streamed = load('folder', tmp_path / 'camera', size=8, cache_gb=0)
+    assert torch.equal(streamed.train.read(1), s.train.pixels[1])
+    assert streamed.train.fingerprint() == s.train.fingerprint()
+    other = load('folder', tmp_path / 'full', size=8, levels=s.levels)
+    assert other.levels == (0, 4095) and (other.train.pixels[3] == 255).float().mean() > 0.9
+    one_line(lambda: load('folder', tmp_path / 'full', levels=(1, 1)), ValueError, 'black below white')
+    tree(tmp_path / 'photos', '1.png', '2.png')
+    assert load('folder', tmp_path / 'photos', size=8).levels is None
+
+
+def test_names_are_printable(tmp_path):
+    stray = os.fsdecode(b'caf\xe9')
+    try:
+        tree(tmp_path, f'{stray}/1.png', 'b\n/1\x1b.png')
+    except OSError:
+        pytest.skip('this file system has no such names')
+    s = load('folder', tmp_path, size=8)
+    assert s.train.classes == (r'b\n', r'caf\udce9') and s.train.names[0] == r'b\n/1\x1b.png'
+    assert repr(s).encode() and not any('\n' in n for n in s.notes)
+
+
+def test_a_small_zip_of_many_zeros(tmp_path):
+    with gzip.open(tmp_path / 'zeros', 'wb', compresslevel=1) as file:
+        file.write(b'\0\0\x08\x01\xff\xff\xff\xff')
+        for _ in range(1100):
+            file.write(bytes(2**20))
+    one_line(lambda: read_idx(tmp_path / 'zeros'), ValueError, 'not a whole idx file')

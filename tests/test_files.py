@@ -1,9 +1,12 @@
 "Images of every kind and shape, whole and broken, in memory and on disk"
 
+import io, os, struct, zlib
+from concurrent.futures import ThreadPoolExecutor
 import jaxtyping, numpy as np, pytest, torch
 from PIL import Image
+from jepa_lit import files
 from jepa_lit.data import Images
-from jepa_lit.files import Files, batches, read_image, to_rgb
+from jepa_lit.files import Files, batches, decode, find_images, find_levels, read_image, to_rgb
 
 
 def picture(path, color=(200, 30, 60), size=(20, 16), **kw):
@@ -191,3 +194,229 @@ def test_fingerprint_of_files(tmp_path):
     (tmp_path / 'b' / '2.png').unlink()
     others.add(seen(tmp_path / 'b'))
     assert len(others) == 6
+
+
+def test_the_name_decides_nothing(tmp_path):
+    "Seven formats are read, told by their bytes; another one is no image, whatever it is called"
+    im = Image.new('RGB', (40, 30), (200, 30, 60))
+    for kind in ('JPEG', 'PNG', 'GIF', 'BMP', 'PPM', 'TIFF', 'WEBP', 'MPO'):
+        im.save(tmp_path / 'x.gif', kind)
+        assert (read_image(tmp_path / 'x.gif', 8)[0].float() - 200).abs().max() < 8, kind
+    for kind in ('EPS', 'PDF', 'ICO', 'TGA', 'PCX', 'SGI', 'DDS', 'IM'):
+        im.save(tmp_path / 'x.png', kind)
+        one_line(lambda: read_image(tmp_path / 'x.png'), ValueError, 'none of JPEG')
+    os.mkfifo(tmp_path / 'pipe.png')
+    one_line(lambda: read_image(tmp_path / 'pipe.png'), ValueError, 'plain file')
+    one_line(lambda: read_image(tmp_path / 'a\nb.png'), ValueError, r'a\nb.png')
+
+
+def chunk(kind, content):
+    return struct.pack('>I', len(content)) + kind + content + struct.pack('>I', zlib.crc32(kind + content))
+
+
+def png16(x):
+    "A 16-bit PNG, which Pillow reads but does not write in color"
+    h, w, c = x.shape
+    head = struct.pack('>IIBBBBB', w, h, 16, {1: 0, 3: 2, 4: 6}[c], 0, 0, 0)
+    rows = b''.join(b'\0' + row.astype('>u2').tobytes() for row in x)
+    parts = chunk(b'IHDR', head), chunk(b'IDAT', zlib.compress(rows)), chunk(b'IEND', b'')
+    return b'\x89PNG\r\n\x1a\n' + b''.join(parts)
+
+
+@pytest.mark.parametrize('channels', [1, 3, 4])
+@pytest.mark.parametrize('bits', [9, 12, 16])
+def test_levels_of_a_camera(bits, channels):
+    "What a camera puts into 16-bit files keeps its gray levels, by the greatest value of the set"
+    top = 2**bits - 1
+    ramp = np.linspace(0, top, 256).round().astype(np.uint16).reshape(16, 16, 1)
+    bright, dark = (np.repeat(share, channels, 2) for share in (ramp, ramp // 8))
+    if channels == 4:
+        bright[..., 3] = dark[..., 3] = 65535
+    sources = [io.BytesIO(png16(x)) for x in (bright, dark)]
+    levels = find_levels(sources)
+    assert levels == (0, top)
+    for source, x in zip(sources, (bright, dark)):
+        got = read_image(source, 16, levels)[0].double()
+        assert (got - torch.from_numpy(x[..., 0] * (255 / top))).abs().max() <= 1
+
+
+@pytest.mark.parametrize(
+    'odd', [(), (np.inf,), (-np.inf,), (np.nan,), (-9999,), (3.4e38,), (-9999, 1e30, np.nan)]
+)
+@pytest.mark.parametrize('low, high', [(0, 1), (0, 255), (0, 3000.5), (-3, 9), (1e-6, 1e-3)])
+def test_levels_of_a_map(tmp_path, low, high, odd):
+    "A marker for 'no data' does not decide what is black and what is white"
+    x = np.linspace(low, high, 256, dtype=np.float32)
+    marked = x.copy()
+    marked[: 4 * len(odd) : 4] = odd
+    paths = [tmp_path / '1.tif', tmp_path / '2.tif']
+    for path, values in zip(paths, (marked, x)):
+        Image.fromarray(values.reshape(16, 16)).save(path)
+    levels = find_levels(paths)
+    assert np.allclose(levels, (low, high), rtol=0.03, atol=1e-5)
+    assert len(read_image(paths[1], 16, levels).unique()) > 200
+    assert len(read_image(paths[0], 16, levels).unique()) > 200
+
+
+def test_levels_need_more_than_8_bits(tmp_path):
+    tree(tmp_path, 'a.png', 'b.jpg')
+    (tmp_path / 'c.png').write_bytes(b'junk')
+    assert find_levels([*tmp_path.iterdir(), tmp_path / 'none.png']) is None and find_levels([]) is None
+
+
+def with_note(path, *entries):
+    "A white left half, stored sideways, with an EXIF note of these entries"
+    note = b'II*\0' + struct.pack('<IH', 8, len(entries)) + b''.join(entries) + bytes(4)
+    half = Image.new('L', (60, 40))
+    half.paste(255, (0, 0, 30, 40))
+    half.transpose(Image.Transpose.ROTATE_90).save(path, 'JPEG', quality=95, exif=b'Exif\0\0' + note)
+    return path
+
+
+@pytest.mark.parametrize(
+    'number, kind, count, value',
+    [
+        (0x10E, 2, 4, b'\xff\xfe\xfd\xfc'),
+        (0x132, 3, 2, b'\1\0\2\0'),
+        (0x9C9B, 1, 3, b'abc\0'),
+        (0x8769, 4, 1, b'\xff\xff\0\0'),
+        (0x927C, 7, 2**31 - 1, b'\x08\0\0\0'),
+        (0x9000, 99, 1, b'1234'),
+        (0x8825, 4, 1, b'\x08\0\0\0'),
+    ],
+)
+@pytest.mark.filterwarnings('ignore')  # Pillow's
+def test_odd_notes_still_turn(tmp_path, number, kind, count, value):
+    "A note that Pillow can read but not write anew drops no photograph"
+    turn = struct.pack('<HHIHH', 0x112, 3, 1, 6, 0)
+    odd = struct.pack('<HHI', number, kind, count) + value
+    got = read_image(with_note(tmp_path / 'x.jpg', turn, odd), 16)[0].float()
+    assert got[:, :6].min() > 235 and got[:, 10:].max() < 20
+
+
+def test_large_photographs(tmp_path):
+    "A JPEG decodes at an eighth of its size, whatever Pillow thinks of its pixels"
+    picture(tmp_path / 'x.jpg', size=(14000, 13000))
+    assert read_image(tmp_path / 'x.jpg', 32).shape == (3, 32, 32)
+    row = b'\0' + bytes(3 * 20_000)
+    deflate = zlib.compressobj(9)
+    rows = b''.join(deflate.compress(row) for _ in range(20_000)) + deflate.flush()
+    head = struct.pack('>IIBBBBB', 20_000, 20_000, 8, 2, 0, 0, 0)
+    bomb = b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', head) + chunk(b'IDAT', rows) + chunk(b'IEND', b'')
+    one_line(lambda: read_image(io.BytesIO(bomb)), ValueError, 'decoding takes 3.2 GB')
+
+
+def test_memory_is_shared_by_threads(tmp_path, monkeypatch):
+    "Images that do not fit side by side are decoded one after another, and all of them are"
+    tree(tmp_path, *(f'{i}.png' for i in range(12)))
+    need = 20 * 16 * 8
+    monkeypatch.setattr(files, 'MEMORY', need)
+    monkeypatch.setattr(files, '_free', need)
+    least = []
+    decode_one = files._flat
+    monkeypatch.setattr(files, '_flat', lambda *given: least.append(files._free) or decode_one(*given))
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda i: read_image(tmp_path / f'{i}.png', 8), range(12)))
+    assert least == [0] * 12 and files._free == need
+
+
+@pytest.mark.filterwarnings('ignore')  # Pillow's
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'GIF', 'BMP', 'PPM', 'TIFF', 'WEBP'])
+def test_damaged_files(kind):
+    "Flipped bits and missing ends: an image, or one line"
+    whole = io.BytesIO()
+    Image.fromarray(np.random.RandomState(0).randint(0, 256, (30, 40, 3)).astype(np.uint8)).save(whole, kind)
+    draw = np.random.RandomState(1)
+    for trial in range(40):
+        raw = bytearray(whole.getvalue())
+        if trial % 4 == 0:
+            del raw[draw.randint(len(raw)) :]
+        else:
+            raw[draw.randint(min(len(raw), 300))] ^= 1 << draw.randint(8)
+        try:
+            assert read_image(io.BytesIO(bytes(raw)), 8).shape == (3, 8, 8)
+        except ValueError as e:
+            assert '\n' not in str(e)
+
+
+def test_flips_in_the_cache(tmp_path, monkeypatch):
+    "Another bit anywhere in the cache: it is made again, and the images are the same"
+    monkeypatch.setenv('JEPA_LIT_CACHE', str(tmp_path / 'cache'))
+    tree(tmp_path, *(f'{i}.png' for i in range(3)))
+    (tmp_path / 'bad.png').write_bytes(b'')
+    found = Files(sorted(map(str, tmp_path.glob('*.png'))), size=4)
+    first, _ = decode(found)
+    [cache] = (tmp_path / 'cache').iterdir()
+    whole = cache.read_bytes()
+    for at in range(0, 8 * len(whole), 7):
+        raw = bytearray(whole)
+        raw[at // 8] ^= 1 << at % 8
+        cache.write_bytes(raw)
+        again, note = decode(found)
+        assert torch.equal(again.pixels, first.pixels) and again.skipped == first.skipped, at
+        assert 'rebuilt' in note, at
+    cache.unlink()
+    os.mkfifo(cache)
+    assert torch.equal(decode(found)[0].pixels, first.pixels) and cache.is_file()
+
+
+def test_the_cache_sees_a_file_put_in_place_of_another(tmp_path, monkeypatch):
+    "Of the same name, length and time"
+    monkeypatch.setenv('JEPA_LIT_CACHE', str(tmp_path / 'cache'))
+    for name, color in (('a', (200, 30, 60)), ('b', (60, 30, 200))):
+        picture(tmp_path / f'{name}.bmp', color)
+    path = str(tmp_path / 'a.bmp')
+    first, _ = decode(Files([path], size=4))
+    was = os.stat(path)
+    os.replace(tmp_path / 'b.bmp', path)
+    os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
+    assert os.path.getsize(path) == was.st_size
+    assert not torch.equal(decode(Files([path], size=4))[0].pixels, first.pixels)
+
+
+def test_home_is_written_out(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    picture(tmp_path / 'pics' / 'x.png')
+    monkeypatch.setenv('JEPA_LIT_CACHE', '~/kept')
+    assert files.cache_folder() == tmp_path / 'kept' and find_images('~/pics') == ['x.png']
+    assert read_image('~/pics/x.png', 4).shape == (3, 4, 4)
+    with files.atomic_write('~/note.txt') as tmp:
+        tmp.write_text('é', encoding='utf-8')
+    assert files.read_text('~/note.txt') == 'é'
+    one_line(lambda: find_images('~nobody-here/x'), FileNotFoundError, '~nobody-here')
+
+
+def test_all_others_are_counted(tmp_path):
+    tree(tmp_path, 'a/1.png', 'a/2.JPEG', '@eaDir/1.png/small.jpg', '__MACOSX/3.png', '.trash/4.png')
+    for name in ('x.HEIC', 'y.heic', 'z.CR2', 'none', '._1.png', 'Thumbs.db', 'a/odd\n.ra\x1bw'):
+        (tmp_path / name).write_bytes(b'x')
+    os.mkfifo(tmp_path / 'pipe.png')
+    os.symlink(tmp_path, tmp_path / 'a' / 'loop')
+    found, others = files.survey_folder(tmp_path)
+    assert found == ['a/1.png', 'a/2.JPEG']
+    expected = (
+        '2 .heic, 1 .cr2, 1 without extension, 1 .db, 1 no plain files, 1 hidden files, 3 hidden folders'
+    )
+    for part in (*expected.split(', '), r'1 .ra\x1bw', '1 links to a folder that is read anyway'):
+        assert part in others, (part, others)
+
+
+def test_the_default_device_does_not_matter(tmp_path, monkeypatch):
+    monkeypatch.setenv('JEPA_LIT_CACHE', str(tmp_path / 'cache'))
+    tree(tmp_path, *(f'{i}.png' for i in range(4)))
+    found = Files(sorted(map(str, tmp_path.glob('*.png'))), size=4)
+
+    def made():
+        images, _ = decode(found)
+        [(pixels, index)] = batches(found, [2, 0])
+        return images.pixels, pixels, index, next(batches(images, [3, 1]))[0], found.file_sizes
+
+    expected = made()
+    torch.set_default_device('meta')
+    try:
+        again = made()
+        (tmp_path / 'cache').rename(tmp_path / 'old')
+        again += made()
+    finally:
+        torch.set_default_device(None)
+    assert all(torch.equal(a, b) for a, b in zip(expected * 2, again))
