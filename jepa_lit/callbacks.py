@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['schedule', 'Schedule', 'NonFiniteGuard', 'HealthWatch', 'OnlineProbe', 'Average', 'shown_weights', 'MetricsLogger',
-           'written', 'TensorBoard', 'Progress', 'describe', 'Checkpoint', 'changes', 'save_sharded', 'load_sharded',
-           'heed', 'Signals', 'TimeLimit', 'Compile']
+           'written', 'TensorBoard', 'Progress', 'describe', 'Checkpoint', 'changes', 'heed', 'Signals', 'TimeLimit',
+           'Compile']
 
 # %% ../nbs/52_callbacks.ipynb #65dd940e
 import contextlib, math, os, shutil, signal, time, warnings
@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm.auto import tqdm
 
 from .checkpoints import Checkpoints, Damaged
 from .collapse import health, verdict
@@ -59,9 +60,9 @@ class Schedule(Callback):
         last = state.optimizer.param_groups[0]['lr']
         self.before_step(state)
         if before not in (None, self.planned) and state.step < state.steps:
-            now = state.optimizer.param_groups[0]['lr']
-            said = f"the schedule was for {before} steps and is for {self.planned}"
-            warnings.warn(f"{said}: the learning rate goes from {last:.2g} to {now:.2g} at step {state.step}")
+            rates = f"{last:.2g} to {state.optimizer.param_groups[0]['lr']:.2g} at step {state.step}"
+            said = f"the schedule is for {self.planned} steps, was for {before}"
+            warnings.warn(f"{said}: the learning rate goes from {rates}")
 
     def before_step(self, state: TrainState) -> None:
         self.planned = steps = self.steps or state.steps
@@ -275,22 +276,18 @@ class TensorBoard(Callback):
 class Progress(Callback):
     "A bar with the figures that are worth watching."
 
-    bar = None
+    bar = tqdm(disable=True)  # until the run begins
 
     def on_start(self, state: TrainState) -> None:
-        from tqdm.auto import tqdm
-
         if not state.parallel.rank:
             self.bar = tqdm(total=state.steps, initial=state.step, unit='step')
 
     def after_step(self, state: TrainState) -> None:
-        if self.bar is not None:
-            self.bar.set_postfix_str(describe(state.line(), state.method), refresh=False)
-            self.bar.update()
+        self.bar.set_postfix_str(describe(state.line(), state.method), refresh=False)
+        self.bar.update()
 
     def on_end(self, state: TrainState) -> None:
-        if self.bar is not None:
-            self.bar.close()
+        self.bar.close()
 
 # %% ../nbs/52_callbacks.ipynb #11f1199e
 def describe(
@@ -348,7 +345,7 @@ class Checkpoint(Callback):
         if changed:
             warnings.warn(f"{this} is used, though {changed}")
         if sharded:
-            load_sharded(self.checkpoints.folder, kept, state)
+            self._load_shards(state, kept)
 
     def before_step(self, state: TrainState) -> None:
         self._judge(state)
@@ -388,12 +385,30 @@ class Checkpoint(Callback):
             self.best = (state.step, score)
         self.scores = []
         with written('a checkpoint', self.on_full):
-            shards = save_sharded(self.checkpoints.folder, state) if state.parallel.sharded else {}
+            shards = self._save_shards(state) if state.parallel.sharded else {}
             if not state.parallel.rank:
                 kept = dict(state.state_dict(), best=self.best, identity=self.identity, **shards)
                 self.checkpoints.save(kept, self.best[0])
             if shards:
                 self.checkpoints.wait()
+
+    def _save_shards(self, state):
+        "Every process writes its part of the weights; their folder's name and digest, for the checkpoint's file"
+        place = self.checkpoints.folder / f'shards-{state.step:08d}'
+        place.parent.mkdir(parents=True, exist_ok=True)
+        digest = state.parallel.save(place, state.method, state.optimizer, dict(step=state.step))
+        return dict(shards=place.name, digest=digest)
+
+    def _load_shards(self, state, kept):
+        "Every process reads its part; `Damaged` in all of them if one cannot"
+        place = self.checkpoints.folder / kept['shards']
+        said = ''
+        try:
+            state.parallel.load(place, state.method, state.optimizer, kept['digest'])
+        except (ValueError, OSError) as e:
+            said = str(e)
+        if state.parallel.any(said):
+            raise Damaged(said or f"{place} cannot be read by another process")
 
 # %% ../nbs/52_callbacks.ipynb #0b148938
 def changes(
@@ -403,33 +418,6 @@ def changes(
     "What was, and what is."
     differ = [f"{k} was {was[k]} and is {now[k]}" for k in now if k in was and was[k] != now[k]]
     return shorten(differ)
-
-# %% ../nbs/52_callbacks.ipynb #e504ed8d
-def save_sharded(
-    folder: Path,  # of the checkpoints
-    state: TrainState,  # of sharded training
-) -> dict:  # their folder's name and digest, for the checkpoint's file
-    "Every process writes its part of the weights."
-    place = folder / f'shards-{state.step:08d}'
-    folder.mkdir(parents=True, exist_ok=True)
-    digest = state.parallel.save(place, state.method, state.optimizer, dict(step=state.step))
-    return dict(shards=place.name, digest=digest)
-
-# %% ../nbs/52_callbacks.ipynb #eb6291c8
-def load_sharded(
-    folder: Path,  # of the checkpoints
-    kept: dict,  # the checkpoint's file
-    state: TrainState,  # whose weights and moments to load
-) -> None:
-    "Every process reads its part; `Damaged` in all of them if one cannot."
-    place = folder / kept['shards']
-    said = ''
-    try:
-        state.parallel.load(place, state.method, state.optimizer, kept['digest'])
-    except (ValueError, OSError) as e:
-        said = str(e)
-    if state.parallel.any(said):
-        raise Damaged(said or f"{place} cannot be read by another process")
 
 # %% ../nbs/52_callbacks.ipynb #20e7bfda
 @contextlib.contextmanager

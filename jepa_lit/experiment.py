@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tabulate import tabulate
 from tqdm.auto import tqdm
 from . import shards  # where `load` finds the data set of that name
 from jepa_lit.callbacks import (
@@ -155,32 +156,35 @@ def make_callbacks(
     progress: bool = False,  # show a bar
 ) -> list[Callback]:  # in the order of their calls
     "What stands beside the loop, but for the checkpoints."
-    how = recipe.run
     average = recipe.optim.average
-    look = None
-    if options.probe_every:
-        look = online_probe(labeled, recipe.data.split_seed, precision(how.precision), options.workers)
-
     made = [
         Signals(),
-        _schedule(recipe.optim, how.schedule_steps),
+        _schedule(recipe),
         NonFiniteGuard(options.max_skipped),
         None if average is None else Average(average),
         HealthWatch(sample.pixels[:256].clone(), options.watch_every),
-        look and OnlineProbe(look, options.probe_every),
+        options.probe_every and _probes(recipe, options, labeled),
         run and MetricsLogger(run.log, functools.partial(_begin, run, recipe, options), options.on_full),
         run and options.tensorboard and TensorBoard(run.path / 'tensorboard'),
         progress and Progress(),
         None if minutes is None else TimeLimit(minutes),
-        how.compile and Compile(),
+        recipe.run.compile and Compile(),
     ]
     return [callback for callback in made if callback]
 
 
-def _schedule(optim, steps):
+def _schedule(recipe):
     "The schedule that a recipe asks for"
+    optim = recipe.optim
     decay = optim.weight_decay, optim.final_weight_decay, optim.decay_shape
-    return Schedule(optim.lr, optim.warmup, optim.final_lr, *decay, steps)
+    return Schedule(optim.lr, optim.warmup, optim.final_lr, *decay, recipe.run.schedule_steps)
+
+
+def _probes(recipe, options, labeled):
+    "Probes on the way, where there is something to probe"
+    dtype = precision(recipe.run.precision)
+    look = online_probe(labeled, recipe.data.split_seed, dtype, options.workers)
+    return look and OnlineProbe(look, options.probe_every)
 
 
 def _begin(run, recipe, options, step):
@@ -202,35 +206,35 @@ def resolve(
     accept_changes: bool = False,  # go on from a checkpoint of another recipe or of other data
 ) -> dict:  # what `fit` takes
     "A recipe as a method, batches, an optimizer and callbacks."
-    if recipe.data.split_seed and splits.test is None:
-        raise ValueError(f"split_seed needs labels and a test part, and {recipe.data.name} has none here")
     data = splits.train if splits.unlabeled is None else splits.unlabeled
     how = recipe.run
     batches = stream(data, how.batch, how.seed, workers=options.workers)
     sample = read_sample(data, workers=options.workers)
-    method = build(recipe, data.size, *channel_statistics(sample))
-
-    to_device(method, 'contiguous' if parallel.sharded else how.memory_format)
-    parallel.wrap(method)  # before the optimizer, which takes the parameters as they are then
+    method = _method(recipe, data.size, sample, parallel)
     first = [_checkpoint(run, recipe, options, data, accept_changes)] if run else []
     return dict(
         method=method,
         batches=batches,
         optimizer=recipe.optim.optimizer(method),
-        steps=how.steps,
         callbacks=first + make_callbacks(recipe, options, splits.train, sample, run, minutes, progress),
-        seed=how.seed,
         parallel=parallel,
-        precision=how.precision,
-        accumulate=how.accumulate,
         clip=recipe.optim.clip,
+        **{k: getattr(how, k) for k in ('steps', 'seed', 'precision', 'accumulate')},
     )
+
+
+def _method(recipe, size, sample, parallel):
+    "The method on its device, and wrapped: the optimizer takes the parameters as they are then"
+    method = build(recipe, size, *channel_statistics(sample))
+    to_device(method, 'contiguous' if parallel.sharded else recipe.run.memory_format)
+    parallel.wrap(method)
+    return method
 
 
 def _checkpoint(run, recipe, options, data, accept_changes):
     "The checkpoints of a run, which know what it was made of"
     run.checkpoints.keep_last = options.keep_last
-    made_of = identity(recipe) | {'the data': getattr(data, 'fingerprint', str)()}
+    made_of = identity(recipe) | {'the data': data.fingerprint()}
     return Checkpoint(run.checkpoints, options.checkpoint_every, options.on_full, made_of, accept_changes)
 
 # %% ../nbs/73_experiment.ipynb #cf4a40bb
@@ -329,12 +333,10 @@ def report(
 
 def _health_table(state):
     "The health of each row's embeddings, where there are no probes"
-    lines = [f"{'':12}{'effective rank':>16}{'spread':>10}{'mean cosine':>13}"]
-    for name, s in state.items():
-        rank = f"{s['effective_rank']:>9.1f} of {s['width']:<4}"
-        lines.append(f"{name:12}{rank}{s['spread']:>9.3f}{s['mean_cosine']:>13.3f}")
-    said = f"no probes: the health of the embeddings instead; {verdict(state['trained'])}"
-    return '\n'.join([*lines, said])
+    rows = {name: {k: round(v, 3) for k, v in h.items() if k != 'size'} for name, h in state.items()}
+    names = ['', 'effective rank', 'spread', 'mean cosine', 'width']
+    table = tabulate([[name, *h.values()] for name, h in rows.items()], names, 'plain')
+    return f"{table}\nno probes: the health of the embeddings instead; {verdict(state['trained'])}"
 
 # %% ../nbs/73_experiment.ipynb #7c340ebc
 class Signalled(Exception):
@@ -503,11 +505,8 @@ def train(
         _check(run, overwrite, resume, minutes)
         parallel = join_processes(shard)
         tell = _silent if parallel.rank else say
-        with _in_turn(parallel):
-            splits = load_splits(recipe, options)
+        splits = _read(recipe, options, parallel, tell)
         recipe = replace(recipe, data=replace(recipe.data, levels=splits.levels))
-        tell(repr(splits))
-
         settings = resolve(recipe, options, splits, run, parallel, minutes, progress, accept_changes)
         with _run_folder(run, recipe, options, overwrite, resume, parallel, began):
             state = fit(**settings)
@@ -518,6 +517,16 @@ def train(
             if evaluate and parallel.rank == 0:
                 finish(run, method, recipe, options, splits, result, began, progress, say, probes)
     return run
+
+
+def _read(recipe, options, parallel, tell):
+    "The data of a training"
+    with _in_turn(parallel):
+        splits = load_splits(recipe, options)
+    if recipe.data.split_seed and splits.test is None:
+        raise ValueError(f"split_seed needs labels and a test part, and {recipe.data.name} has none here")
+    tell(repr(splits))
+    return splits
 
 
 def _check(run, overwrite, resume, minutes):

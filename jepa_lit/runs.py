@@ -62,13 +62,15 @@ def read_options(
 ) -> Options:
     "Options, checked; unknown names are refused with the near matches."
     types = typing.get_type_hints(Options, include_extras=True)
-    given = read_toml(path).get('options', {}) if path else {}
+
+    def read(given):
+        return {k: read_field(k, types[one_of(k, types, 'option')], v) for k, v in given.items()}
+
     try:
-        values = {k: read_field(k, types[one_of(k, types, 'option')], v) for k, v in given.items()}
+        values = read(read_toml(path).get('options', {})) if path else {}
     except ValueError as e:
         raise ValueError(f"{path}: {e}") from None
-    values |= {k: read_field(k, types[one_of(k, types, 'option')], v) for k, v in changes.items()}
-    return Options(**values)
+    return Options(**values | read(changes))
 
 # %% ../nbs/54_runs.ipynb #3403d230
 FORMAT = 2  # of recipe.json and of a model's header; version 0.1.0 wrote none
@@ -222,8 +224,8 @@ class Run:
             return
         trained = (self.path / 'model.safetensors').exists()
         if trained or self.saved.exists():
-            said = 'it has a trained model' if trained else 'it was saved'
-            raise about(ValueError(f"{self.path}: {said}, but its checkpoints are gone"), 'anew')
+            said = 'its checkpoints are gone' if self.saved.exists() else 'it has a model, and no checkpoint'
+            raise about(ValueError(f"{self.path}: {said}"), 'anew')
         steps = len(self.lines(skipped=True))
         if steps:
             said = f"there is no checkpoint for the {steps} steps of its log"
@@ -260,11 +262,13 @@ class Run:
         self.checkpoints.tidy()
         for p in self.path.glob('.*.tmp'):
             p.unlink(missing_ok=True)
+        path = self.path / 'log.jsonl'
         kept = [l for l in self.lines(skipped=True) if l['step'] < step]
         if len(kept) < step:
-            said = f"{step - len(kept)} of the {step} lines before step {step} are missing or damaged"
-            warnings.warn(f"{self.path / 'log.jsonl'}: {said}")
-        with atomic_write(self.path / 'log.jsonl') as tmp:
+            warnings.warn(
+                f"{path}: {step - len(kept)} of the lines before step {step} are missing or damaged"
+            )
+        with atomic_write(path) as tmp:
             tmp.write_text(''.join(map(_sealed, kept)))
 
     def close(self) -> None:

@@ -184,9 +184,13 @@ def gradients(
     return loss, dict(logs, grad_norm=_clipped(optimizer, clip))
 
 
+def _trained(optimizer):
+    return [p for group in optimizer.param_groups for p in group['params']]
+
+
 def _clipped(optimizer, clip):
     "The norm of the gradient, before it is clipped"
-    params = [p for group in optimizer.param_groups for p in group['params'] if p.grad is not None]
+    params = [p for p in _trained(optimizer) if p.grad is not None]
     norm = nn.utils.get_total_norm([p.grad for p in params])
     if clip:
         nn.utils.clip_grads_with_norm_(params, clip, norm)
@@ -406,8 +410,7 @@ def fit(
     model = parallel.wrap(method.to(parallel.device))
     parts = method, batches, optimizer, steps, [*callbacks], seed, parallel, model, method
     state = TrainState(*parts, precision)
-    known = {id(p) for p in method.parameters()}
-    if not known.issuperset(id(p) for group in optimizer.param_groups for p in group['params']):
+    if not {*map(id, _trained(optimizer))} <= {*map(id, method.parameters())}:
         raise ValueError(
             "the optimizer has parameters that are not the method's: build it after parallel.wrap"
         )
@@ -441,9 +444,8 @@ def _run(state, ends, rows, how):
 def _step(state, pixels, rows, how):
     "A step, once its images are there; the seeds of all that is random in it are its number's"
     if not isinstance(pixels, Tensor):
-        raise TypeError(
-            f"expected a batch of images as a tensor, got {type(pixels).__name__} at step {state.step}"
-        )
+        said = f"got {type(pixels).__name__} at step {state.step}"
+        raise TypeError(f"expected a batch of images as a tensor, {said}")
     place = state.parallel.device
     pixels = pixels.to(place)
     reseed(place, state.seed, 'step', state.step, state.parallel.rank)

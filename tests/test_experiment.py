@@ -264,7 +264,7 @@ def test_more_steps_are_said_and_the_old_end_can_be_kept(part):
             go_on(run, made)
         else:
             with pytest.warns(
-                UserWarning, match='was for 6 steps and is for 12: the learning rate goes from .* to'
+                UserWarning, match='is for 12 steps, was for 6: the learning rate goes from .* to'
             ):
                 go_on(run, made)
         assert run.recipe == made

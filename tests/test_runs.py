@@ -301,7 +301,8 @@ def test_the_log_goes_on_from_a_step(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'left, said', [('model.safetensors', 'it has a trained model'), ('.saved', 'it was saved')]
+    'left, said',
+    [('model.safetensors', 'it has a model, and no checkpoint'), ('.saved', 'its checkpoints are gone')],
 )
 def test_a_run_without_log_and_checkpoints_does_not_begin_anew(left, said, tmp_path, unchecked):
     run = Run.create(tmp_path / 'run', small, Options(checkpoint_every=4))
@@ -310,7 +311,7 @@ def test_a_run_without_log_and_checkpoints_does_not_begin_anew(left, said, tmp_p
         shutil.rmtree(run.checkpoints.folder)
     else:
         save_model(fresh(), small, run.path / left)
-    with pytest.raises(ValueError, match=f'{said}, but its checkpoints are gone') as e:
+    with pytest.raises(ValueError, match=said) as e:
         run.check_resume()
     assert '\n' not in str(e.value) and '--' not in str(e.value)
 
@@ -424,7 +425,7 @@ def test_a_flipped_digit_of_the_log_is_left_out_and_said(tmp_path):
     path.write_text(path.read_text().replace('"step": 1, "loss": 0.5', '"step": 1, "loss": 0.7'))
     with pytest.warns(UserWarning, match='1 damaged lines are left out'):
         assert [l['step'] for l in run.lines()] == [0, 2, 3]
-    with pytest.warns(UserWarning, match='1 of the 4 lines before step 4 are missing'):
+    with pytest.warns(UserWarning, match='1 of the lines before step 4 are missing'):
         run.truncate(4)
     assert [l['step'] for l in run.lines()] == [0, 2, 3]
 
