@@ -165,7 +165,7 @@ def test_without_labels_health_stands_for_probes(pictures, tmp_path):
 
 
 def test_evaluation_keeps_its_rows(monkeypatch):
-    monkeypatch.setattr(experiment, 'probe', lambda *parts, seed: dict(knn=experiment.knn(*parts)))
+    monkeypatch.setattr(experiment, 'probe', lambda *parts, **how: dict(knn=experiment.knn(*parts)))
     made = recipe('digits', method='ijepa', encoder=dict(patch=8, width=16, depth=1, heads=2), steps=2)
     splits = load_splits(made)
     small = replace(splits, train=splits.train.select(range(60)), test=splits.test.select(range(40)))
