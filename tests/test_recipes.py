@@ -270,7 +270,7 @@ COUNTS = [
     (method, name)
     for method in METHODS
     for name, kind, *_ in describe_fields(method)
-    if 'int' in kind and name.split('.')[-1] not in ('seed', 'split_seed')
+    if 'int' in kind and name.split('.')[-1] not in ('seed', 'split_seed', 'levels')
 ]
 
 
