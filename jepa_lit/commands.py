@@ -687,8 +687,8 @@ def find_runs(
             others.append(e)
     if not runs:
         raise ValueError(f"no run with a log: {shorten([*map(str, others)])}")
-    for said in others:
-        warnings.warn(f"left out: {said}" + (' has no log yet' if isinstance(said, Path) else ''))
+    if others:
+        warnings.warn(f"left out, for there is no run with a log: {shorten([*map(str, others)], 5, '; ')}")
     return runs
 
 # %% ../nbs/74_commands.ipynb #9d0e433c

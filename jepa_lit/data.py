@@ -248,7 +248,7 @@ def one_of(
     "`given` if it is known; otherwise an error with the near matches"
     if given in known:
         return given
-    near = difflib.get_close_matches(str(given), list(known), n=3, cutoff=0.5)
+    near = difflib.get_close_matches(str(given).lower(), list(known), n=3, cutoff=0.5)
     hint = f'did you mean {" or ".join(near)}?' if near else f'there are {", ".join(known)}'
     raise ValueError(f"unknown {what} '{given}': {hint}")
 

@@ -210,6 +210,7 @@ def as_dict(
 # %% ../nbs/53_recipes.ipynb #c8cc6890
 def recipe(
     name: str | Recipe = 'digits',  # a data set, one of `PAPERS`, or a recipe to start from
+    /,
     **changes: Any,  # tables such as optim=dict(lr=1e-3), or fields such as lr=1e-3; words are read
 ) -> Recipe:  # of the class that its method asks for
     "A recipe with changes, checked; unknown names are refused with the near matches."
@@ -370,7 +371,7 @@ def _read_words(words, plain):
     if words.lower() in ('none', '') and type(None) in kinds:
         return None
     if tuple in map(typing.get_origin, kinds):
-        return [_read_words(w, float) for w in words.split(',')]
+        return [_read_words(w, float) for w in words.strip('()[] ').split(',')]
     for number in () if str in kinds else (int, float):
         with contextlib.suppress(ValueError):
             return number(words)
