@@ -6,8 +6,10 @@
 __all__ = ['VITS', 'RESNETS', 'BACKBONES', 'READS', 'Residual', 'ConvNet', 'AnySize', 'BackboneConfig']
 
 # %% ../nbs/37_backbones.ipynb #313ae29d
+import functools
 from dataclasses import dataclass
 from typing import Annotated, Literal
+import torch
 import torch.nn.functional as F
 import torchvision
 from jaxtyping import Float
@@ -18,6 +20,7 @@ from .data import documented, one_of
 from .encoder import SIZES, ViT
 from .patches import grid_of, resize_positions
 from .colors import Positive
+from .views import local_side
 
 # %% ../nbs/37_backbones.ipynb #63b3f0c7
 class Residual(nn.Module):
@@ -121,17 +124,43 @@ def _resnet(name, channels, stem):
     return net
 
 
-def _timm(name, channels):
+def _create(name, channels, options):
     "A model of timm without its last layer"
     try:
         import timm
     except ImportError:
         raise ValueError(f"backbone timm:{name} needs the library timm: pip install timm") from None
     one_of(name, timm.list_models(), 'model of timm')
-    options = dict(dynamic_img_size=True) if name.startswith(('vit_', 'deit')) else {}
-    net = timm.create_model(name, num_classes=0, in_chans=channels, **options)
-    net.width = net.num_features
-    return net
+    return timm.create_model(name, num_classes=0, in_chans=channels, **options)
+
+# %% ../nbs/37_backbones.ipynb #7a7806f2
+@functools.lru_cache(8)
+def _timm_options(name, channels, size):
+    "Options by which a model of timm takes images of a size; and which sizes it takes then"
+    nets = []
+    with torch.random.fork_rng(devices=[]), torch.device('meta'):
+        for options in (dict(dynamic_img_size=True), {}, dict(img_size=size)):
+            try:
+                takes = functools.partial(_answers, _create(name, channels, options).eval(), channels)
+            except (TypeError, AssertionError, RuntimeError):  # it knows no such option
+                continue
+            if 'dynamic_img_size' in options or takes(size):
+                return options, takes
+            nets.append(takes)
+    if nets:
+        return {}, lambda side: any(takes(side) for takes in nets)
+    known = name.startswith(('vit_', 'deit'))  # before timm 1.0.20 models cannot be made without numbers
+    return dict(dynamic_img_size=True) if known else {}, lambda side: True
+
+
+@torch.no_grad()
+def _answers(net, channels, side):
+    "Whether a network without numbers takes images of a size"
+    try:
+        net(torch.empty(2, channels, side, side, device='meta'))
+    except Exception:  # each model has errors of its own
+        return False
+    return True
 
 # %% ../nbs/37_backbones.ipynb #888dc47d
 VITS = tuple(f'vit_{size}' for size in SIZES)
@@ -163,9 +192,13 @@ class BackboneConfig:
         channels: int,  # of the images
     ) -> nn.Module:  # has a width
         "The encoder, with fresh weights."
-        if self.name.startswith('timm:'):
-            return _timm(self.name.removeprefix('timm:'), channels)
-        name = one_of(self.name, BACKBONES, 'backbone')
+        name = self.name.removeprefix('timm:')
+        if name != self.name:
+            options, _ = _timm_options(name, channels, size)
+            net = _create(name, channels, options)
+            net.width = net.num_features
+            return net
+        one_of(name, BACKBONES, 'backbone')
         if name == 'convnet':
             return ConvNet(channels, self.widths, self.stem, self.depth)
         if name in RESNETS:
@@ -181,3 +214,31 @@ class BackboneConfig:
             channels,
             checkpoint=self.checkpoint,
         )
+
+    def fit(
+        self,
+        size: int,  # side of a global view in pixels
+        channels: int,  # of the images
+        local: int | None = None,  # side of a local view, where one is asked for
+    ) -> int:  # what the side of a local view is best a multiple of
+        "Refuse views that the encoder cannot take, with sizes that it can; and find local views that it can."
+        if self.name in VITS:
+            choices = (self.patch,)
+            usual = ()
+
+            def takes(side):
+                return side % self.patch == 0
+
+        elif self.name.startswith('timm:'):
+            choices = 4, 8, 14, 16, 32, size
+            usual = 224, 240, 256, 384
+            _, takes = _timm_options(self.name.removeprefix('timm:'), channels, size)
+        else:
+            return 4
+        for side in (size, local or size):
+            if not takes(side):
+                near = {m * (side // m + up) for m in choices for up in (0, 1)}.union(usual)
+                good = [n for n in sorted(near, key=lambda n: abs(n - side)) if n and takes(n)]
+                would = ' or '.join(map(str, sorted(good[:2]))) or 'none that we tried'
+                raise ValueError(f"views of {side} pixels do not fit {self.name}: {would} would do")
+        return next((n for n in choices if takes(local_side(size, n))), size)

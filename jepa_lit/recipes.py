@@ -57,8 +57,8 @@ class LeJEPARecipe(Recipe):
         preprocess: Preprocess,  # of the training images
     ) -> LeJEPA:
         "The method with fresh weights."
-        patches = self.backbone.name in READS['patch']
-        views = self.views.multicrop(size, self.backbone.patch if patches else 4)
+        local = self.views.local_size if self.views.local_views else None
+        views = self.views.multicrop(size, self.backbone.fit(size, preprocess.channels, local))
         net = self.backbone.encoder(size, preprocess.channels)
         least = min(views.sizes(size))
         if least < getattr(net, 'stride', 1):
