@@ -149,7 +149,7 @@ def _timm_options(name, channels, size):
             nets.append(takes)
     if nets:
         return {}, lambda side: any(takes(side) for takes in nets)
-    known = name.startswith(('vit_', 'deit'))  # before timm 1.0.20 models cannot be made without numbers
+    known = name.startswith(('vit_', 'deit'))  # older timms cannot make all models without numbers
     return dict(dynamic_img_size=True) if known else {}, lambda side: True
 
 

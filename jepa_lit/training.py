@@ -7,7 +7,7 @@ __all__ = ['stream', 'Stream', 'reseed', 'device', 'precision', 'to_device', 'gr
            'SingleProcess', 'TrainState', 'Callback', 'fit', 'OptimConfig', 'RunConfig']
 
 # %% ../nbs/51_training.ipynb #d699ca32
-import contextlib, functools, os, random, signal, threading, time, warnings
+import contextlib, fnmatch, functools, os, random, signal, threading, time, warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -201,12 +201,25 @@ def param_groups(
     model: nn.Module,  # whose trainable parameters to group
     weight_decay: float,  # for matrices and kernels
 ) -> list[dict]:  # two groups for an optimizer
-    "Parameters with weight decay, and those with one dimension or none, without."
-    params = [p for p in model.parameters() if p.requires_grad]
-    return [
-        dict(params=[p for p in params if p.ndim > 1], weight_decay=weight_decay),
-        dict(params=[p for p in params if p.ndim < 2], weight_decay=0.0),
-    ]
+    "Parameters with weight decay; without it those of one dimension, positions, and what a module names."
+    spared = _spared(model)
+    groups = [], []
+    for p in model.parameters():
+        if p.requires_grad:
+            groups[p.ndim < 2 or id(p) in spared].append(p)
+    return [dict(params=group, weight_decay=decay) for group, decay in zip(groups, (weight_decay, 0.0))]
+
+
+def _spared(model):
+    "Tables of positions, class tokens, and what `no_weight_decay()` of a module names, as timm's have it"
+    named = [(model, ('*pos_emb*', '*position_emb*', '*position_bias*', '*cls_token*', '*class_token*'))]
+    named += [(m, m.no_weight_decay()) for m in model.modules() if callable(getattr(m, 'no_weight_decay', 0))]
+    return {
+        id(p)
+        for m, patterns in named
+        for name, p in m.named_parameters()
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    }
 
 # %% ../nbs/51_training.ipynb #3f33778e
 def stack_scalars(
