@@ -23,7 +23,7 @@ from .encoder import SIZES, ViT
 from .patches import pair, resize_positions, sincos_2d
 from .predictor import Predictor
 from .preprocess import Preprocess
-from .weights import held_bytes, named_tensors, read_config, read_weights
+from .weights import WRAPPERS, find_part, named_tensors, read_config, read_weights
 
 # %% ../nbs/70_pretrained.ipynb #67fb3455
 HF_NAMES = {  # our name of a layer in a block: transformers 4 and all files, transformers 5 in memory
@@ -267,40 +267,10 @@ def license(
     return f"{name} is a size of Meta's published I-JEPA weights: if these are they, their license is {terms}"
 
 # %% ../nbs/70_pretrained.ipynb #e50e358e
-_FIRST = dict(  # where a model is, and which it is if several are there
-    target_encoder=r'(?<![^.])(patch_embed\.proj|embeddings\.patch_embeddings\.projection)\.weight$',
-    predictor=r'(?<![^.])predictor_embed\.weight$',
+_FIRST = dict(  # the tensor by which a model is known, and which it is if several are there
+    target_encoder=r'(patch_embed\.proj|embeddings\.patch_embeddings\.projection)\.weight',
+    predictor=r'predictor_embed\.weight',
 )
-
-
-def _root(state, usual, which, prefix):
-    "What stands before the names of the one model that is asked for, or alone."
-    what = usual.removeprefix('target_')
-    roots = {name[: first.start()] for name in state if (first := re.search(_FIRST[usual], name))}
-    if not roots:
-        raise ValueError(
-            f"expected an I-JEPA {what}, got tensors of something else: {shorten(list(state), 3)}"
-        )
-    if prefix is not None:
-        wanted = {root for root in roots if root.rstrip('.') == prefix.rstrip('.')}
-    else:
-        wanted = {root for root in roots if not root or which in root.split('.')}
-        if not wanted and which in (None, usual):
-            wanted = roots
-    if len(wanted) != 1:
-        there = ' and '.join(repr(root.rstrip('.')) for root in sorted(roots))
-        raise ValueError(f"expected one {what}, got those under {there:.300}: pass one of these as prefix=")
-    return wanted.pop()
-
-
-def _own_part(state, root):
-    "The tensors under a prefix, without it."
-    part = {name.removeprefix(root): x for name, x in state.items() if name.startswith(root)}
-    if sum(x.nbytes for x in part.values()) > held_bytes(part):
-        raise ValueError(
-            "expected tensors with memory of their own, got some that share it or repeat numbers"
-        )
-    return part
 
 # %% ../nbs/70_pretrained.ipynb #5aa77cd5
 def _from_config(config):
@@ -332,18 +302,19 @@ def _from_model(model):
 
 def _open(source, usual, which, prefix):
     "Tensors of one model in our names, a note on where they were, what is known of heads, eps and grid."
-    if isinstance(source, nn.Module):
+    is_model = isinstance(source, nn.Module)
+    if is_model:
         state = source.state_dict()
-        known = _from_model(source)
-    elif isinstance(source, dict):
-        state = source
-        known = {}
     else:
-        state = read_weights(source)
+        state = source if isinstance(source, dict) else read_weights(source)
+    part, root = find_part(named_tensors(state), _FIRST[usual], usual, which, prefix)
+    known = {}
+    if is_model:
+        inside = {WRAPPERS.sub('', f'{name}.').lstrip('.'): m for name, m in source.named_modules()}
+        known = _from_model(inside.get(root, source))
+    elif not isinstance(source, dict):
         known = _from_config(read_config(source))
-    state = named_tensors(state)
-    root = _root(state, usual, which, prefix)
-    return translate(_own_part(state, root)), root, known
+    return translate(part), root, known
 
 # %% ../nbs/70_pretrained.ipynb #b1576eb1
 def load_ijepa(

@@ -555,8 +555,9 @@ def test_several_encoders_ask_for_a_prefix():
     refuse(ValueError, "'student.net'", load_ijepa, both, heads=4, prefix='net')
     twice = {**both, 'teacher.net.norm.bias': torch.zeros(48)}
     refuse(ValueError, 'two called', load_ijepa, twice, heads=4, prefix='teacher.net')
-    own = IJEPA(ours(SHAPES[1]), checkpoint()[1])
-    assert same(load_ijepa(own, prefix='target.model').state_dict(), own.target.model.state_dict())
+    own = IJEPA(ours(SHAPES[1]), Predictor(3, 48, 32, 2, 8))
+    got = load_ijepa(own, prefix='target.model')
+    assert same(got.state_dict(), own.target.model.state_dict()) and got.heads == 4  # not the predictor's
 
 
 ODD = {
