@@ -111,8 +111,8 @@ def read_checkpoint(
 
 # %% ../nbs/50_checkpoints.ipynb #102b2bbe
 def snapshot(
-    state: Any,  # tensors in dictionaries, lists and tuples; other values are taken as they are
-) -> Any:  # the same on the CPU, sharing no memory with it
+    state: Any,  # tensors, numbers and texts in dictionaries, lists and tuples
+) -> Any:  # the same on the CPU, sharing no memory with it, of plain types
     "A copy of a state that later steps do not change."
     if isinstance(state, Tensor):
         return state.detach().to('cpu', copy=True)
@@ -120,7 +120,13 @@ def snapshot(
         return {k: snapshot(v) for k, v in state.items()}
     if isinstance(state, (list, tuple)):
         return type(state)(snapshot(v) for v in state)
-    return state
+    for kind in (bool, int, float, str, bytes):  # and no class of others, which could not be read back
+        if isinstance(state, kind):
+            return kind(state)
+    if state is not None:
+        raise TypeError(
+            f"a checkpoint keeps tensors, numbers and texts, got {type(state).__name__}: {state!r:.50}"
+        )
 
 # %% ../nbs/50_checkpoints.ipynb #ac9efc6f
 class Checkpoints:
@@ -210,7 +216,8 @@ class Checkpoints:
         "Remove what a killed writer left half-written; only for the process that holds the folder."
         for path in self.folder.glob('.*.tmp'):
             path.unlink(missing_ok=True)
-        for path in self.folder.glob('.shards-*.new'):
+        replaced = [p for p in self.folder.glob('.shards-*.old') if p.with_name(p.name[1:-4]).exists()]
+        for path in [*self.folder.glob('.shards-*.new'), *replaced]:
             shutil.rmtree(path, ignore_errors=True)
 
     def __repr__(self):

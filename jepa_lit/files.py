@@ -368,7 +368,9 @@ def existing_folder(
     return path
 
 # %% ../nbs/02_files.ipynb #1e9764b5
-ENDINGS = tuple('.jpg .jpeg .jpe .jfif .mpo .png .apng .bmp .gif .webp .tif .tiff .ppm .pgm .pbm .pnm'.split())
+ENDINGS = tuple(
+    '.jpg .jpeg .jpe .jfif .mpo .png .apng .bmp .gif .webp .tif .tiff .ppm .pgm .pbm .pnm'.split()
+)
 _SYSTEM = '__MACOSX', '@eaDir', '#recycle', '$RECYCLE.BIN', 'lost+found', 'System Volume Information'
 
 
@@ -420,7 +422,9 @@ def survey_folder(
     others = shorten([f'{count} {kind}' for kind, count in left.most_common() if count], 20)
     if not found:
         known = f'known are {" ".join(ENDINGS)}'
-        raise ValueError(f'{printable(str(root))}: no images among {sum(left.values())} files ({others}; {known})')
+        raise ValueError(
+            f'{printable(str(root))}: no images among {sum(left.values())} files ({others}; {known})'
+        )
     return sorted(found), others
 
 

@@ -420,6 +420,28 @@ def test_random_states_come_back(tmp_path):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_what_could_not_be_read_back_is_not_saved(tmp_path, unchecked):
+    "A version of torch is a class of text, a rate by NumPy one of numbers; other things are refused at once"
+    import numpy as np
+
+    s = checkpoints().Checkpoints(tmp_path)
+    s.save(dict(step=1, torch=torch.__version__, lr=np.float64(0.5), last=None))
+    s.wait()
+    assert s.load() == dict(step=1, torch=str(torch.__version__), lr=0.5, last=None)
+    for odd in (np.int64(3), {1, 2}, Path('x'), print):
+        with pytest.raises(TypeError, match=f'a checkpoint keeps .* got {type(odd).__name__}'):
+            s.save(dict(step=2, odd=[odd]))
+
+
+def test_tidy_takes_what_a_killed_writer_left(tmp_path):
+    for name in ('.shards-00000004.new', '.shards-00000004.old', 'shards-00000004', '.shards-00000008.old'):
+        (tmp_path / name).mkdir()
+    (tmp_path / '.step-00000004.7.tmp').touch()
+    checkpoints().Checkpoints(tmp_path).tidy()
+    left = {p.name for p in tmp_path.iterdir()}
+    assert left == {'shards-00000004', '.shards-00000008.old'}  # the last one may be all there is of step 8
+
+
 def test_snapshot_keeps_layout_and_types():
     c = checkpoints()
     w = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last).requires_grad_()
