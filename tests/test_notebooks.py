@@ -114,7 +114,7 @@ def test_sixty_lines_need_no_tools():
     (path,) = [p for p in books if p.stem == '00_sixty_lines']
     source = [c.source for c in code(read(path))]
     needs = {m.split('.')[0] for s in source for m in imported(s)}
-    assert needs <= {'copy', 'inspect', 'torch', 'matplotlib', 'sklearn', 'jepa_lit'}
+    assert needs <= {'copy', 'inspect', 'IPython', 'torch', 'matplotlib', 'sklearn', 'jepa_lit'}
     assert not [s for s in source if '%' in s[:1] or '#| hide' in s or '../' in s]
 
 
