@@ -101,7 +101,7 @@ def _open_table(path: str) -> Iterator:
         from pyarrow.parquet import ParquetFile
     except ImportError:
         raise ImportError("parquet shards need pyarrow: pip install 'jepa_lit[scale]'") from None
-    with open_plain(path, 'rb') as file, ParquetFile(file) as table:
+    with open_plain(path, 'rb') as file, ParquetFile(file, page_checksum_verification=True) as table:
         length = os.fstat(file.fileno()).st_size
         footer = table.metadata
         unpacked = sum(footer.row_group(i).total_byte_size for i in range(footer.num_row_groups))
@@ -200,7 +200,7 @@ def write_parquet(
     columns = dict(image=images)
     if labels[0] is not None:
         columns['label'] = labels
-    pq.write_table(pa.table(columns), path, row_group_size=100)
+    pq.write_table(pa.table(columns), path, row_group_size=100, write_page_checksum=True)
 
 # %% ../nbs/62_archives.ipynb #a0766e2c
 def _encoded(data: ImageSet, index: range) -> Iterator[tuple]:
@@ -267,7 +267,7 @@ def _count_tar(path: str, dot: str, said: list) -> list:
     if said and len(labels) > 1 and labels[0] is not None and labels[-1] is None:
         labels.pop()  # cut off between an image and its label
 
-    behind = f'images behind another in one sample, named to its {dot} dot'
+    behind = f'images behind another in one sample, named to its {dot} dot (JEPA_LIT_DOT: first or last)'
     for kind, files in (('files without an image', bare), (behind, beside)):
         if files:
             said.append(f'{len(files)} {kind} ({shorten([member.name for member in files], 2)})')

@@ -100,7 +100,7 @@ TARS = dict(
     mask_first=(
         [(f'{i}{e}', b) for i in range(20) for e, b in (('.mask.png', PNG[39]), ('.png', PNG[i]))],
         20,
-        '20 images behind another in one sample, named to its first dot (0.mask.png, 1.mask.png, ...)',
+        '(0.mask.png, 1.mask.png, ...)',
     ),
     twice=([x for i in range(20) for x in [(f'{i}.png', PNG[i])] * 2], 20, '20 images behind another'),
     no_files=(
@@ -166,7 +166,7 @@ def test_names_with_dots(tmp_path, monkeypatch):
     seen, said = outcome(tmp_path)
     assert (
         len(seen) == 3
-        and '33 images behind another in one sample, named to its first dot (IMG_2024.01' in said
+        and '33 images behind another in one sample, named to its first dot (JEPA_LIT_DOT: first or last)' in said
     )
     assert outcome(tmp_path, dot='last')[0] == list(range(36))
     monkeypatch.setenv('JEPA_LIT_DOT', 'last')
