@@ -429,17 +429,21 @@ def missing_shards(
     return sorted(gone)
 
 # %% ../nbs/62_archives.ipynb #0c742e3e
+def _part(path: str) -> str:
+    "The part that a word in the name of a shard, or in those of its folders, stands for"
+    names = path.split(os.sep)
+    words = re.findall('[A-Za-z]+', ' '.join(reversed(names)))
+    return next(filter(None, map(part_of, words)), 'train')
+
+
 def held_out(
     paths: list[str],  # of shards
 ) -> tuple[list[str], list[str], str]:  # paths to train on, paths to test on, and a note
-    "Shards held out by a word in their names, or in those of folders that not all lie in, if there are both kinds"
+    "Shards held out by a word in their names or folders, if there are both kinds"
     by = defaultdict(list)
     top = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ''
     for path in paths:
-        names = os.path.relpath(path, top).split(os.sep)
-        words = re.findall('[A-Za-z]+', ' '.join(reversed(names)))
-        part = next(filter(None, map(part_of, words)), 'train')
-        by[part].append(path)
+        by[_part(os.path.relpath(path, top))].append(path)
     train = by.pop('train', [])
     held = sorted(by)  # test comes before val
     if not held or not train:
@@ -463,11 +467,8 @@ class Survey:
 def _usable(counts: dict[str, Count]) -> dict[str, Count]:
     "Shards that hold images; an odd one is left out where it would cost all others their labels"
     labeled = {count.labels is not None for count in counts.values() if count.n and not count.trouble}
-    usable = {}
-    for path, count in counts.items():
-        if count.n and (labeled != {True} or count.labels is not None):
-            usable[path] = count
-    return usable
+    keep = labeled != {True}
+    return {path: count for path, count in counts.items() if count.n and (keep or count.labels is not None)}
 
 
 def _classes(file: Path) -> tuple[str, ...]:

@@ -76,11 +76,7 @@ class Shards(Files):
         shards = _spread(self)
         kept = _kept(self)
         found = [x for s in shards for x in _read_shard(self, s, kept[s][: 2048 // len(shards)])]
-        images = [x for x in found if torch.is_tensor(x)]
-        if not images:
-            raise ValueError(
-                f'none of the images of {len(shards)} shards can be read (first: {self.paths[0]})'
-            )
+        images = list(filter(torch.is_tensor, found)) or _first_good(self, range(len(self.paths)), 1)
         return Images(torch.stack(images))
 
     def stream(
@@ -189,7 +185,7 @@ def _read_shard(data: Shards, s: int, places: np.ndarray) -> Iterator[Tensor | s
             yield f'{base}#{place}'
 
 # %% ../nbs/63_shards.ipynb #f983cca1
-def _line(data: Shards, order: list[int], start: int, stop: int) -> Iterator[Tensor | str]:
+def _line(data: Shards, order: Sequence[int], start: int, stop: int) -> Iterator[Tensor | str]:
     "Images start to stop of all shards laid end to end"
     kept = _kept(data)
     first = 0  # where a shard begins in the line
@@ -208,7 +204,7 @@ def _mend(window: list[Tensor | str], spare: Callable) -> list[Tensor]:
     return [x if torch.is_tensor(x) else next(fill) for x in window]
 
 # %% ../nbs/63_shards.ipynb #230d8920
-def _first_good(data: Shards, order: list[int], n: int) -> list:
+def _first_good(data: Shards, order: Sequence[int], n: int) -> list:
     "The first n images of a line that can be read"
     line = _line(data, order, 0, len(data))
     good = filter(torch.is_tensor, line)
@@ -266,10 +262,8 @@ class _Lanes(IterableDataset):
         n = min(data.lanes, batch, len(data.paths))
         self.window = max(1, data.buffer // n)
         self.cuts = [batch * i // n for i in range(n + 1)]  # lane i has rows cuts[i] to cuts[i + 1]
-        self.mine = []  # lanes with rows that are wanted
-        for i in range(n):
-            if first < self.cuts[i + 1] and self.cuts[i] < last:
-                self.mine.append(i)
+        cuts = self.cuts
+        self.mine = [i for i in range(n) if first < cuts[i + 1] and cuts[i] < last]  # lanes that are wanted
 
     def lane(self, i: int, epoch: int, step: int, bad: list) -> Iterator[list]:
         "The rows that are wanted of lane i, step by step"
@@ -325,14 +319,10 @@ def _filled(empty: Shards, paths: list[str], found: Survey) -> Shards:
 
 def _judged(train: Shards, test: Shards | None, seed: int) -> tuple[Shards, Shards | None, str]:
     "Training and test part, split off where none is held out, and a note"
-    if (
-        train.labels is None
-        or (test and test.labels is None)
-        or (not test and len(train.labels.unique()) < 2)
-    ):
-        return train, None, 'no test part, for that needs labels of at least two classes in all shards'
-    if test:
+    if test and train.labels is not None and test.labels is not None:
         return train, test, ''
+    if test or train.labels is None or len(train.labels.unique()) < 2:
+        return train, None, 'no test part, for that needs labels of at least two classes in all shards'
     first, second = split(train.labels, 0.2, seed)
     return train.select(first), replace(train.select(second), skipped=[]), f'split 80/20 by split_seed {seed}'
 
