@@ -260,7 +260,7 @@ def _meet(args):
         leads = False  # another launcher of this machine was first
         store = open_store(host, int(port), leads, PATIENCE)
     roll = dist.PrefixStore(args.rdzv_id, store)
-    call_roll(roll, number, least, f'machines at {args.rdzv_endpoint}', PATIENCE)
+    call_roll(roll, number, least if number is None else most, f'machines at {args.rdzv_endpoint}', PATIENCE)
 
     words = [f'--rdzv-endpoint={args.rdzv_endpoint}', f'--rdzv-id={args.rdzv_id}']
     if number is None:
@@ -468,6 +468,8 @@ def jepa_lit_launch(
     try:
         args = _parser().parse_args(words)
         command = args.command[args.command[:1] == ['--'] :]
+        if any(word.endswith('=--') for word in words[: len(words) - len(args.command)]):
+            raise ValueError("a value expected after =, got --")  # argparse makes a list of it
         if not command:
             raise ValueError("a command expected, such as: jepa_lit_launch --nproc 2 jepa_lit_train")
         _check_use(args)

@@ -109,7 +109,7 @@ def keep_signals(
         for s, handler in handlers.items():
             signal.signal(s, handler)
 
-# %% ../nbs/60_parallel.ipynb #75d376c7
+# %% ../nbs/60_parallel.ipynb #0a2c22d7
 def say(
     line: str,  # for whoever started this
 ) -> None:
@@ -137,7 +137,7 @@ def wait_until(
             silent = True
         time.sleep(0.1)
 
-# %% ../nbs/60_parallel.ipynb #180bbbc3
+# %% ../nbs/60_parallel.ipynb #661ec94b
 def open_store(
     host: str,  # where the others find it
     port: int,  # of that host
@@ -165,7 +165,7 @@ def open_store(
     if not leads:
         wait_until(listens, seconds, lambda: f"the first to open {place}")
     threading.Thread(target=connect, daemon=True).start()
-    wait_until(lambda: found, min(seconds, 15), lambda: f"an answer of torch's store at {place}")
+    wait_until(lambda: found, min(seconds, 15.0), lambda: f"an answer of torch's store at {place}")
     if isinstance(found[0], Exception):
         raise ConnectionError(f"no meeting at {place}: {first_cause(found[0])}")
     return found[0]
@@ -438,7 +438,7 @@ class ParallelContext(Processes):
             self.run_first(lambda: _finish(new, path, digests))
         except OSError:
             if self.rank == 0:
-                shutil.rmtree(new, ignore_errors=True)  # room for others
+                _remove(new)  # room for others
             raise
         return folder_digest(path)
 
@@ -506,12 +506,12 @@ def _finish(new, path, digests):
         path.rename(old)
     new.rename(path)
     sync(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
 
 
 def _remove(path):
-    "A folder, or a link or a file in its place"
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
+    "A folder, or a link, a file or a pipe in its place"
+    with contextlib.suppress(OSError):
         path.unlink(missing_ok=True)
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)

@@ -202,6 +202,7 @@ def test_a_linked_program_is_known(tmp_path):
         (['--nproc', '²', 'x.py'], 'expected, got ²'),
         (['--grace', '-1', 'x.py'], 'argument --grace'),
         (['--max-restarts', 'x', 'x.py'], "a number from 0 to 9999 expected, got 'x'"),
+        (['--grace=--', 'x.py'], 'a value expected after =, got --'),
         (['--npro', '2', 'x.py'], 'unrecognized arguments: --npro'),
         (['--', 'no_such_program'], 'no program named no_such_program'),
         (['no_such_program', '--nproc', '2'], 'no program named no_such_program'),

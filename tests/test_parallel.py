@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import nn
 from conftest import root
 from jepa_lit.launch import launch
-from jepa_lit.parallel import ParallelContext, convert_batchnorm, folder_digest
+from jepa_lit.parallel import ParallelContext, convert_batchnorm, folder_digest, join
 
 sys.path.insert(0, str(root / 'results'))
 from processes import DOUBLE, SINGLE, cast, everything, method, train
@@ -267,7 +267,28 @@ def two(path):
         part[len(part) // 2] ^= 1
         write('__0_0.distcp', part, told=False)
 
+    def pipe():
+        (folder / '__0_0.distcp').unlink()
+        os.mkfifo(folder / '__0_0.distcp')
+
+    def back():
+        (folder / '__0_0.distcp').unlink()
+        write('__0_0.distcp', whole)
+        (folder / '.DS_Store').touch()  # a file that is not of the checkpoint
+        folder.rename(path / '.sharded.old')  # as a kill between the two moves of `save` leaves it
+
+    def way():
+        (path / '.other.new').symlink_to(path)
+        (path / '.other.old').touch()
+
     whole, before = (folder / '__0_0.distcp').read_bytes(), folder_digest(folder)
+    parallel.barrier()  # all have read it
+    out['pipe'] = error(pipe)
+    out['back'] = error(back)
+    if parallel.rank == 0:
+        way()
+    parallel.barrier()
+    parallel.save(path / 'other', m, opt, {})
     out['errors'] = [
         error(flip),
         error(lambda: write('__0_0.distcp', whole) or write('.metadata', hostile_index(path / 'bad'))),
@@ -299,6 +320,8 @@ def test_sharded_checkpoint_on_another_number_of_processes(ranks):
             and 'is not a sharded checkpoint' in none
         )
         assert not any('\n' in e for e in o['errors'])
+        assert 'a plain file is expected' in o['pipe'] and o['back'] is None
+    assert sorted(p.name for p in path.iterdir()) == ['other', 'sharded']
     assert not (path / 'bad').exists() and len({o['digest'] for o in out}) == 1
 
 
@@ -319,6 +342,22 @@ def one_half():
 
 
 # ---- signals while processes wait for each other
+
+
+def test_a_process_says_who_is_missing(monkeypatch, capfd):
+    place = dict(RANK='1', WORLD_SIZE='3', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port()))
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(TimeoutError, match='the first to open 127.0.0.1:.* did not come within 1.5 seconds'):
+        join(1.5)
+    monkeypatch.setenv('RANK', '0')
+    with pytest.raises(TimeoutError, match='2 of 3 processes: 1, 2 did not come within 1.5 seconds'):
+        join(1.5)
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith('waiting')]
+    assert said[-1] == 'waiting for 2 of 3 processes: 1, 2' and len(said) == 2
+    monkeypatch.setenv('WORLD_SIZE', 'three')
+    with pytest.raises(ValueError, match='RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT expected'):
+        join(1.5)
 
 
 def port():
