@@ -224,20 +224,18 @@ class BackboneConfig:
         "Refuse views that the encoder cannot take, with sizes that it can; and find local views that it can."
         if self.name in VITS:
             choices = (self.patch,)
-            usual = ()
 
             def takes(side):
                 return side % self.patch == 0
 
         elif self.name.startswith('timm:'):
-            choices = 4, 8, 14, 16, 32, size
-            usual = 224, 240, 256, 384
+            choices = 4, 8, 14, 16, 32, 224, 240, 256, 384, size
             _, takes = _timm_options(self.name.removeprefix('timm:'), channels, size)
         else:
             return 4
         for side in (size, local or size):
             if not takes(side):
-                near = {m * (side // m + up) for m in choices for up in (0, 1)}.union(usual)
+                near = {m * (side // m + up) for m in choices for up in (0, 1)}
                 good = [n for n in sorted(near, key=lambda n: abs(n - side)) if n and takes(n)]
                 would = ' or '.join(map(str, sorted(good[:2]))) or 'none that we tried'
                 raise ValueError(f"views of {side} pixels do not fit {self.name}: {would} would do")

@@ -87,11 +87,17 @@ def _center_and_scale(z, eps, reduce):
     return z / dev.detach().unsqueeze(-2), (mean**2 + (1 - dev) ** 2).mean()
 
 
-def _rule(step, knots, like):
-    "Knots after 0, what a Gaussian gives there, and the weights of the trapezoid rule: half at the end"
-    t = (step * torch.arange(1, knots, dtype=like.dtype, device=like.device)).view(-1, *[1] * (like.ndim - 2))
+def _distance(means, n, step, knots, debiased, charge):
+    "Squared distance of mean waves to a Gaussian's, by the trapezoid rule: half a weight at the end"
+    cos, sin = means
+    t = (step * torch.arange(1, knots, dtype=cos.dtype, device=cos.device)).view(-1, *[1] * (cos.ndim - 1))
     gauss = torch.exp(-(t**2) / 2)
-    return t, gauss, step * gauss * (1 + (t < (knots - 1.5) * step))
+    w = step * gauss * (1 + (t < (knots - 1.5) * step))
+    gap = (cos - gauss) ** 2 + sin**2
+    if debiased:
+        gap = gap - (1 - cos**2 - sin**2) / (n - 1)
+    value = (w * gap).sum(0).mean()
+    return value if charge is None else value + (w * t**2 * gauss**2).sum() * charge
 
 # %% ../nbs/33_sigreg.ipynb #2fd462f2
 def sigreg(
@@ -114,6 +120,7 @@ def sigreg(
 
     with torch.autocast(z.device.type, enabled=False):
         z, directions = z.to(dtype), directions.to(z.device, dtype)
+        charge = None
         if eps is not None:
             z, charge = _center_and_scale(z, eps, reduce)
         sums = wave_sums(directions.mT.contiguous() @ z.mT, step, knots)  # (2 q-1 *v s)
@@ -121,14 +128,7 @@ def sigreg(
         if reduce is not None and _look(z, check) and n < 2:
             raise ValueError(f"SIGReg needs at least 2 samples over all processes, got {int(n)}")
 
-        t, gauss, w = _rule(step, knots, sums)
-        cos, sin = sums / n
-        gap = (cos - gauss) ** 2 + sin**2
-        if debiased:
-            gap = gap - (1 - cos**2 - sin**2) / (n - 1)
-        value = (w * gap).sum(0).mean()
-        if eps is not None:
-            value = value + (w * t**2 * gauss**2).sum() * charge
+        value = _distance(sums / n, n, step, knots, debiased, charge)
         return n * value if times_n else value
 
 # %% ../nbs/33_sigreg.ipynb #e4b7f74f
