@@ -347,8 +347,8 @@ def pairs(
         key, value = word.split('=', 1)
         if key in ('data', 'data.name'):
             raise ValueError(f"--set does not choose the data, whose recipe it changes: use --data {value}")
-        if key in found:
-            raise ValueError(f"--set has {key} twice")
+        if found.get(key, value) != value:
+            raise ValueError(f"--set has {key} twice, as {found[key]} and as {value}")
         found[key] = value
     return found
 

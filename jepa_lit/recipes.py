@@ -217,17 +217,16 @@ def recipe(
     start = _start(name, changes.get('method'))
     kind = METHODS[start['method']]
     asked = _full_names(kind, changes)
-    twice = [k for k, _ in asked]
-    for k in dict(asked):
-        twice.remove(k)
-    if twice:
-        raise ValueError(f"{twice[0]} is given twice")
+    last = dict(asked)
+    for k, v in asked:
+        if v is not last[k] and v != last[k]:
+            raise ValueError(f"{k} is given twice, as {v} and as {last[k]}")
 
-    values = _flat(kind()) | dict(_full_names(kind, start)) | dict(asked)
+    values = _flat(kind()) | dict(_full_names(kind, start)) | last
     values = {k: read_field(k, _types(kind)[k], v) for k, v in values.items()}
     one_of(values['data.name'], SETS, 'data set')
     one_of(values.get('backbone.name', 'timm').split(':')[0], _ALL, 'backbone')
-    _put_aside(kind, values, dict(asked))
+    _put_aside(kind, values, last)
     return _from_flat(kind, values)
 
 

@@ -304,7 +304,7 @@ def test_programs_answer(start):
         ('--set steps=1.5', 'expected int'),
         ('--set compile=maybe', 'expected bool'),
         ('--set backbone=resnet19', 'did you mean resnet18'),
-        ('--set backbone=vit_tiny patch=7', 'divisible by the patch size 7'),
+        ('--set backbone=vit_tiny patch=7', 'views of 32 pixels do not fit vit_tiny'),
         ('--set on_full=go', 'did you mean go on'),
         ('--shard', 'start them with jepa_lit_launch'),
         ('--resume auto --overwrite', 'choose one'),
@@ -469,9 +469,9 @@ def test_resume_auto(run, bare, tmp_path):
     before = (folder / 'log.jsonl').read_bytes()
     for more, said in (
         (['--lr', 1e-5], 'optim.lr=0.003, got optim.lr=1e-05'),
-        (['--set', 'widths=8,32'], 'widths'),
+        (['--set', 'out=16'], 'loss.out'),
         (['--validate'], 'validate'),
-        (['--set', 'batch=16'], 'batch'),
+        (['--set', 'optim.clip=1'], 'clip'),
     ):
         code, out, err = run('jepa_lit_train', *words, *more)
         assert code == 2 and said in err and 'was started with' in err and err.count('\n') == 1, err
