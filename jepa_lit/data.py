@@ -82,8 +82,8 @@ class ImageSet:
 
     def __post_init__(self):
         "Refuse labels or names that do not belong to the images"
-        if self.labels is not None and getattr(self.labels, 'dtype', None) != torch.int64:
-            kind = getattr(self.labels, 'dtype', type(self.labels).__name__)
+        kind = getattr(self.labels, 'dtype', type(self.labels).__name__)
+        if self.labels is not None and (kind != torch.int64 or self.labels.ndim != 1):
             raise ValueError(f'labels must be an int64 tensor (n), got {kind}')
         for what in ('labels', 'names'):
             given = getattr(self, what)

@@ -142,16 +142,10 @@ def _resized(pixels: np.ndarray, size: int) -> Tensor:
 
 # %% ../nbs/03_datasets.ipynb #acb764dd
 def _images(name: str, pixels: np.ndarray, labels: np.ndarray | list | None, size: int) -> Images:
-    "A part of a named set, its labels checked"
-    classes = SETS[name]['classes']
+    "A part of a named set"
     if labels is not None:
         labels = torch.from_numpy(np.asarray(labels).astype(np.int64))
-        known = torch.arange(len(classes))
-        if labels.shape != pixels.shape[:1] or not torch.isin(labels, known).all():
-            expected = f'({len(pixels)},) in 0..{len(classes) - 1}'
-            got = f'{tuple(labels.shape)} in {labels.unique().tolist()}'
-            raise ValueError(f'expected labels {expected}, got {got}')
-    return Images(_resized(pixels, size), labels, classes)
+    return Images(_resized(pixels, size), labels, SETS[name]['classes'])
 
 # %% ../nbs/03_datasets.ipynb #0ab50800
 def _load_digits(root, size: int, split_seed: int, *_) -> Splits:
@@ -329,18 +323,16 @@ def _in_parts(names: list[str]) -> tuple[dict, dict]:
     "Folders on the way to each image, without that which names its part; and the names in each part"
     ways = {name: name.split('/')[:-1] for name in names}
     for depth in range(4):
-        deep = {name: way for name, way in ways.items() if len(way) > depth}
-        kinds = {}  # of the folders side by side
-        for way in deep.values():
-            kinds.setdefault(tuple(way[:depth]), set()).add(part_of(way[depth]))
-        parts = dict(train=[], test=[], val=[])
-        for name, way in deep.items():
-            beside = kinds[tuple(way[:depth])]
-            part = part_of(way[depth])
-            if part and 'train' in beside and beside & {'val', 'test'}:
-                parts[part].append(name)
-                ways[name] = way[:depth] + way[depth + 1 :]
-        if parts['train']:
+        found = {name: part_of(way[depth]) for name, way in ways.items() if len(way) > depth}
+        above = {name: '/'.join(ways[name][:depth]) for name in found}
+        learn = {above[name] for name, part in found.items() if part == 'train'}
+        judge = {above[name] for name, part in found.items() if part in ('val', 'test')}
+        parts = {}
+        for name, part in found.items():
+            if part and above[name] in learn & judge:
+                parts.setdefault(part, []).append(name)
+                del ways[name][depth]
+        if parts:
             return ways, parts
     return ways, dict(train=names)
 
@@ -361,9 +353,9 @@ def _layout(names: list[str], seed: int) -> tuple[dict, dict, str]:
         return dict.fromkeys(train), {}, 'no class sub-folders: no labels, no test part'
 
     spelled = {_same(c): c for c in known} | {c: c for c in known}
-    for part, held in parts.items():
+    for part, held in sorted(parts.items()):  # test before val
         test = {name: spelled.get(classes[name]) or spelled.get(_same(str(classes[name]))) for name in held}
-        if held and None not in test.values():
+        if None not in test.values():
             return train, test, f'training and {part} part as found'
     labels = [known.index(c) for c in train.values()]
     pairs = list(train.items())

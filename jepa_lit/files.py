@@ -190,22 +190,19 @@ def _open_image(file: io.IOBase) -> Image.Image:
     raise ValueError(f'none of {", ".join(_READERS)}')
 
 # %% ../nbs/02_files.ipynb #cafe0212
-def _swapped(tile):
-    "How to decode the lower bytes of 16-bit color; None for any other image"
-    whole = isinstance(tile.args, str)
-    raw, *rest = (tile.args,) if whole else tile.args
-    mode, _, order = str(raw).partition(';16')
-    if mode not in ('RGB', 'RGBA') or order not in tuple('LBN'):
-        return None
-    native = 'L' if sys.byteorder == 'little' else 'B'
-    raw = f'{mode};16{"B" if order.replace("N", native) == "L" else "L"}'
-    return tile._replace(args=raw if whole else (raw, *rest))
+_SWAP = dict(L='B', B='L', N='B' if sys.byteorder == 'little' else 'L')
+_OTHER = {f'{mode};16{a}': f'{mode};16{b}' for mode in ('RGB', 'RGBA') for a, b in _SWAP.items()}
 
 
 def _low_bytes(im: Image.Image, file: io.IOBase) -> Image.Image | None:
-    "The lower bytes of 16-bit color, as an image"
-    tiles = [_swapped(tile) for tile in im.tile]
-    if None in tiles or not tiles:
+    "The lower bytes of 16-bit color, as an image; None for any other image"
+    tiles = []
+    for tile in im.tile:
+        raw, *rest = (tile.args,) if isinstance(tile.args, str) else tile.args
+        if raw not in _OTHER:
+            return None
+        tiles.append(tile._replace(args=(_OTHER[raw], *rest)))
+    if not tiles:
         return None
     im.load()
     low = _open_image(file)
@@ -223,7 +220,7 @@ def _most_bytes(im: Image.Image, width: int, height: int) -> int:
     tags = getattr(im, 'tag_v2', {})
     tile = int(tags.get(322, 0)) * int(tags.get(323, 0))  # of a TIFF
     each = 4 if im.mode in ('1', 'L') else 8
-    if 'a' in im.mode.lower() or 'transparency' in im.info or any(map(_swapped, im.tile)):
+    if 'a' in im.mode.lower() or 'transparency' in im.info or ';16' in str(im.tile[:1]):
         each = 16
     waiting = width * height * 2 * len(im.getbands()) if 'progressive' in im.info else 0
     return max(im.width * im.height, tile) * each + waiting
@@ -547,8 +544,8 @@ def _cache_file(files: Files) -> Path:
     return cache_folder() / f'{name}.safetensors'
 
 # %% ../nbs/02_files.ipynb #cafe0003
-def _bytes(text: str) -> UInt8[Tensor, "n"]:
-    return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+def _seal(pixels: Tensor, bad: str) -> str:
+    return hashlib.blake2b(bad.encode(), key=tensor_digest(pixels).encode(), digest_size=16).hexdigest()
 
 
 def _from_cache(path: Path, n: int) -> tuple[Tensor, dict[int, str]] | None:
@@ -558,13 +555,12 @@ def _from_cache(path: Path, n: int) -> tuple[Tensor, dict[int, str]] | None:
     try:
         with safe_open(path, 'pt') as file:
             pixels = file.get_tensor('pixels')
-            bad = file.metadata()['bad']
-            written = file.metadata()['digest']
+            seal, bad = file.metadata()['seal'], file.metadata()['bad']
     except (OSError, SafetensorError, TypeError, KeyError):
         return None
-    if len(pixels) != n or written != tensor_digest(pixels, _bytes(bad)):
+    if len(pixels) != n or seal != _seal(pixels, bad):
         return None
-    return pixels, {int(i): fault for i, fault in json.loads(bad).items()}
+    return pixels, {int(i): reason for i, reason in json.loads(bad).items()}
 
 
 def _to_cache(path: Path, pixels: Tensor, bad: dict[int, str]) -> str:
@@ -574,7 +570,7 @@ def _to_cache(path: Path, pixels: Tensor, bad: dict[int, str]) -> str:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as tmp:
-            save_file(dict(pixels=pixels), tmp, dict(bad=told, digest=tensor_digest(pixels, _bytes(told))))
+            save_file(dict(pixels=pixels), tmp, dict(bad=told, seal=_seal(pixels, told)))
     except (OSError, SafetensorError) as e:
         return f'cache: {path.parent} cannot be written ({e}), decoded in memory'
     return f'cache: {damaged}wrote {pixels.nbytes / 1e6:.1f} MB to {path}'

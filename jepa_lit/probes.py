@@ -47,7 +47,7 @@ def embed_all(
         torch.no_grad(),
         tqdm(total=len(data), disable=not progress, unit='image', leave=False) as bar,
     ):
-        for pixels, i in batches(data, torch.arange(len(data)), batch, workers):
+        for pixels, i in batches(data, range(len(data)), batch, workers):
             z = embed(pixels)
             if z.ndim != 2 or len(z) != len(i):
                 raise ValueError(f'embed: vectors ({len(i)} d) expected, got shape {tuple(z.shape)}')
