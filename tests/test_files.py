@@ -1,6 +1,6 @@
 "Images of every kind and shape, whole and broken, in memory and on disk"
 
-import io, os, struct, zlib
+import io, os, struct, time, zlib
 from concurrent.futures import ThreadPoolExecutor
 import jaxtyping, numpy as np, pytest, torch
 from PIL import Image
@@ -283,6 +283,12 @@ def with_note(path, *entries):
         (0x927C, 7, 2**31 - 1, b'\x08\0\0\0'),
         (0x9000, 99, 1, b'1234'),
         (0x8825, 4, 1, b'\x08\0\0\0'),
+        (0x100, 2, 4, b'abc\0'),  # from here on those that Pillow's own turning fails for
+        (0x103, 4, 1, b'\xff\xff\xff\xff'),
+        (0x10F, 11, 1, b'\0\0\xc0\x7f'),
+        (0x11A, 11, 1, b'\0\0\xc0\x7f'),
+        (0x128, 7, 4, b'\xff\xfe\0a'),
+        (0x8769, 9, 1, b'\xff\xff\xff\xff'),
     ],
 )
 @pytest.mark.filterwarnings('ignore')  # Pillow's
@@ -314,7 +320,13 @@ def test_memory_is_shared_by_threads(tmp_path, monkeypatch):
     monkeypatch.setattr(files, '_free', need)
     least = []
     decode_one = files._flat
-    monkeypatch.setattr(files, '_flat', lambda *given: least.append(files._free) or decode_one(*given))
+
+    def slowly(*given):
+        time.sleep(0.01)  # time for the others to begin
+        least.append(files._free)
+        return decode_one(*given)
+
+    monkeypatch.setattr(files, '_flat', slowly)
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(lambda i: read_image(tmp_path / f'{i}.png', 8), range(12)))
     assert least == [0] * 12 and files._free == need

@@ -166,7 +166,8 @@ def test_names_with_dots(tmp_path, monkeypatch):
     seen, said = outcome(tmp_path)
     assert (
         len(seen) == 3
-        and '33 images behind another in one sample, named to its first dot (JEPA_LIT_DOT: first or last)' in said
+        and '33 images behind another in one sample, named to its first dot (JEPA_LIT_DOT: first or last)'
+        in said
     )
     assert outcome(tmp_path, dot='last')[0] == list(range(36))
     monkeypatch.setenv('JEPA_LIT_DOT', 'last')
