@@ -22,7 +22,7 @@ The parts, each a numbered notebook and a module of the same name:
     I-JEPA           patches, encoder, masks, sampler, predictor, ema, ijepa, plain
     what was learned collapse, probes, pictures, selection
     LeJEPA           gaussian, normality, slices, sigreg, colors, views, convolution, backbones, lejepa
-    a run            checkpoints, training, callbacks, recipes, runs
+    a run            checkpoints, training, callbacks, recipes, runs, weights
     many machines    parallel, launch, archives, shards, cost
     in use           pretrained, experiment, commands, bench
 

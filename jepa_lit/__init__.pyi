@@ -31,6 +31,7 @@ from . import training as training
 from . import callbacks as callbacks
 from . import recipes as recipes
 from . import runs as runs
+from . import weights as weights
 from . import parallel as parallel
 from . import launch as launch
 from . import archives as archives
@@ -51,6 +52,7 @@ from .files import Files as Files
 from .files import batches as batches
 from .files import read_image as read_image
 from .files import find_images as find_images
+from .files import atomic_write as atomic_write
 from .datasets import DataConfig as DataConfig
 from .datasets import SETS as SETS
 from .datasets import load as load
@@ -115,7 +117,6 @@ from .lejepa import LeJEPAConfig as LeJEPAConfig
 from .lejepa import prediction as prediction
 from .lejepa import projector as projector
 from .checkpoints import Checkpoints as Checkpoints
-from .checkpoints import atomic_write as atomic_write
 from .checkpoints import read_checkpoint as read_checkpoint
 from .checkpoints import write_checkpoint as write_checkpoint
 from .training import fit as fit

@@ -122,12 +122,14 @@ class _CountOnce:
     def forward(self, x: Tensor) -> Tensor:
         if not (self.training and recomputing()):
             return super().forward(x)
-        kept = dict(self._buffers)
-        self._buffers.update({name: b if b is None else b.clone() for name, b in kept.items()})
+        kept = dict(self.named_buffers())
+        for name, moments in kept.items():
+            setattr(self, name, moments.clone())
         try:
             return super().forward(x)
         finally:  # a checkpoint may leave by an exception once it has what it needs
-            self._buffers.update(kept)
+            for name, moments in kept.items():
+                setattr(self, name, moments)
 
 
 class BatchNorm1d(_CountOnce, nn.BatchNorm1d):

@@ -175,7 +175,10 @@ def uncompiled(
 # %% ../nbs/32_slices.ipynb #7985f2e1
 def recomputing() -> bool:  # True inside of a backward pass
     "Whether a checkpoint runs a forward pass again: it should draw what it drew, and count nothing."
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+    if torch.compiler.is_compiling():
+        return False
+    # private: torch has no public word for it. When it goes, a flag that a hook on the loss sets will do.
+    return torch._C._current_graph_task_id() != -1
 
 # %% ../nbs/32_slices.ipynb #9b2cd727
 def recomputable() -> bool:  # True without gradients, or where hooks keep what the backward pass needs
