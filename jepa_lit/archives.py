@@ -149,7 +149,7 @@ def open_shard(
         return _from_table(path, first)
     return _from_tar(path, first, dot)
 
-
+# %% ../nbs/62_archives.ipynb #9234a6f3
 def decode_sample(
     content: bytes,  # from `open_shard`
     size: int,  # side of the square, in pixels
@@ -304,7 +304,7 @@ def stamp(
     stat = os.stat(path)
     return [stat.st_size, stat.st_mtime_ns]
 
-
+# %% ../nbs/62_archives.ipynb #403a43f5
 def count_shard(
     path: str,  # a .tar or .parquet file
     dot: str = 'first',  # or 'last': where the name of a sample ends
@@ -359,7 +359,7 @@ def _write_index(file: Path, root: str, known: dict[str, Count]) -> str:
         return f'{file} cannot be written ({e.strerror}), so shards are counted each time'
     return f'index {file}'
 
-
+# %% ../nbs/62_archives.ipynb #4e0ee70f
 def count_shards(
     root: str | Path,  # the folder or pattern, which the index is named by
     paths: list[str],  # of the shards that are there

@@ -377,7 +377,7 @@ def check_words(
             own = '; for images of your own: --data folder --root ...' if word == 'root' else ''
             raise ValueError(f"{word} is not read with the data set {data}{own}")
 
-
+# %% ../nbs/74_commands.ipynb #3d62e7ce
 def choose(
     name: str | None,  # one of the named recipes, or a TOML file; by default that of the data
     data: str | None,  # data set; by default the recipe's own, or the digits

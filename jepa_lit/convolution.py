@@ -135,6 +135,6 @@ class _CountOnce:
 class BatchNorm1d(_CountOnce, nn.BatchNorm1d):
     "Batch norm of vectors."
 
-
+# %% ../nbs/36_convolution.ipynb #60eebd98
 class BatchNorm2d(_CountOnce, nn.BatchNorm2d):
     "Batch norm of maps."

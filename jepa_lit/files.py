@@ -150,7 +150,7 @@ def _open(careful: int, path: str, flags: int) -> int:
         os.ftruncate(fd, 0)
     return fd
 
-
+# %% ../nbs/02_files.ipynb #4723af55
 def read_text(
     path: str | Path,  # a plain file
 ) -> str:  # its text; bytes that are none become marks
@@ -424,7 +424,7 @@ def survey_folder(
         )
     return sorted(found), others
 
-
+# %% ../nbs/02_files.ipynb #bf2ce6d9
 def find_images(
     root: str | Path,  # a folder
 ) -> list[str]:  # paths relative to it, `/` between folders, sorted

@@ -152,7 +152,7 @@ def count_processes(
         raise ValueError(f"processes: auto, or a number from 1 to 999 expected, got {nproc}")
     return int(nproc)
 
-
+# %% ../nbs/61_launch.ipynb #2814f0d7
 def count_machines(
     nnodes: str | int,  # a number, or least:most
 ) -> tuple[int, int]:  # least and most

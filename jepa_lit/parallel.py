@@ -119,7 +119,7 @@ def say(
     except OSError:  # it was closed, or the disk of a log is full: Python would try again at its end
         sys.stderr = open(os.devnull, 'w')
 
-
+# %% ../nbs/60_parallel.ipynb #b000961e
 def wait_until(
     ready: Callable,  # asked ten times a second
     seconds: float,  # after which it gives up
@@ -170,7 +170,7 @@ def open_store(
         raise ConnectionError(f"no meeting at {place}: {first_cause(found[0])}")
     return found[0]
 
-
+# %% ../nbs/60_parallel.ipynb #d05c3d16
 def call_roll(
     store: dist.Store,  # that all share
     number: int | None,  # of this one, from 0; None for one more
