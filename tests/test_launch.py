@@ -550,7 +550,7 @@ def test_the_way_to_a_meeting(capsys, monkeypatch, torchrun):
     assert (plain.rdzv_backend, plain.rdzv_endpoint, plain.rdzv_id) == ('c10d', endpoint, 'jepa_lit')
     assert plain.rdzv_conf == 'is_host=1' and not plain.local_addr and len(torchrun) == 1
     assert meeting('--local-addr', '10.9.9.9').local_addr == '10.9.9.9'
-    static = meeting('--node-rank', '0')
+    static = meeting('--nnodes', '1', '--node-rank', '0')  # alone: with others it waits until they are there
     assert (static.rdzv_backend, static.node_rank) == ('static', 0)
 
     def unknown(*a, **k):
