@@ -232,6 +232,11 @@ def hostile_index(path):
     return b'cos\nsystem\n(S\'touch ' + str(path).encode() + b'\'\ntR.'
 
 
+GETTER = (
+    b"cbuiltins\ngetattr\n(ctorch\nSize\nS'mro'\ntR."  # Python 3.11.0 writes members of an enumeration so
+)
+
+
 def two(path):
     warnings.simplefilter('ignore')
     out = dict(half=half(path / 'sharded', True))
@@ -292,6 +297,7 @@ def two(path):
     out['errors'] = [
         error(flip),
         error(lambda: write('__0_0.distcp', whole) or write('.metadata', hostile_index(path / 'bad'))),
+        error(lambda: write('.metadata', GETTER)),
         error(lambda: write('.metadata', index[:200])),
         error(lambda: write('.metadata', index) or write('extra.pt', pickle.dumps(Path('x')))),
         error(lambda: (folder / 'digests.json').unlink()),
@@ -311,10 +317,11 @@ def test_sharded_checkpoint_on_another_number_of_processes(ranks):
         torch.testing.assert_close(out[0]['half'][1][k], v, rtol=0, atol=1e-10)
     torch.testing.assert_close(out[0]['half'][2], whole[1], rtol=0, atol=1e-8)
     for o in out:
-        flipped, hostile, short, plain, none = o['errors']
+        flipped, hostile, getter, short, plain, none = o['errors']
         assert (
             'do not have the digests' in flipped
             and 'asks for os.system' in hostile
+            and 'asks for Size.mro' in getter
             and 'damaged' in short
             and 'damaged' in plain
             and 'is not a sharded checkpoint' in none
