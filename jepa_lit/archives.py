@@ -94,13 +94,19 @@ def _images(sample: list[tarfile.TarInfo]) -> list[tarfile.TarInfo]:
 _MOST = 2**28  # bytes of a file in an archive
 
 
+def _parquet():
+    "`pyarrow.parquet`, or how to get it"
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError:
+        raise ImportError("parquet shards need pyarrow: pip install 'jepa_lit[scale]'") from None
+    return parquet
+
+
 @contextmanager
 def _open_table(path: str) -> Iterator:
     "A `pyarrow.parquet.ParquetFile` whose footer does not ask for more than an image can need"
-    try:
-        from pyarrow.parquet import ParquetFile
-    except ImportError:
-        raise ImportError("parquet shards need pyarrow: pip install 'jepa_lit[scale]'") from None
+    ParquetFile = _parquet().ParquetFile
     with open_plain(path, 'rb') as file, ParquetFile(file, page_checksum_verification=True) as table:
         length = os.fstat(file.fileno()).st_size
         footer = table.metadata
@@ -193,14 +199,15 @@ def write_parquet(
     samples: list[tuple],  # number, image file and label (or None) of each
 ):
     "A table with a column of images, and perhaps one of labels"
-    import pyarrow as pa, pyarrow.parquet as pq
+    parquet = _parquet()
+    from pyarrow import table
 
     images = [dict(bytes=png, path=f'{number:09d}.png') for number, png, _ in samples]
     labels = [label for *_, label in samples]
     columns = dict(image=images)
     if labels[0] is not None:
         columns['label'] = labels
-    pq.write_table(pa.table(columns), path, row_group_size=100, write_page_checksum=True)
+    parquet.write_table(table(columns), path, row_group_size=100, write_page_checksum=True)
 
 # %% ../nbs/62_archives.ipynb #a0766e2c
 def _encoded(data: ImageSet, index: range) -> Iterator[tuple]:
@@ -233,6 +240,8 @@ def write_shards(
     parts = [range(len(data))[first : first + per_shard] for first in range(0, len(data), per_shard)]
     folder = Path(folder).expanduser()
     paths = _free_paths(folder, prefix, len(parts), format)
+    if format == 'parquet':
+        _parquet()  # before anything is written
     folder.mkdir(parents=True, exist_ok=True)
     if data.classes:
         with atomic_write(folder / 'classes.txt') as tmp:
@@ -354,7 +363,7 @@ def _write_index(file: Path, root: str, known: dict[str, Count]) -> str:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(file) as tmp:
-            tmp.write_text(f'{mark(root, text)}\n{text}', 'utf-8')
+            tmp.write_bytes(f'{mark(root, text)}\n{text}'.encode())  # the same line ends everywhere
     except OSError as e:
         return f'{file} cannot be written ({e.strerror}), so shards are counted each time'
     return f'index {file}'

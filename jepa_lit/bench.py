@@ -19,7 +19,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 import torch
 import torch.nn.functional as F
@@ -35,8 +34,8 @@ from jepa_lit.callbacks import (
     Schedule,
 )
 from .files import atomic_write
-from .commands import command
-from .data import Images, generator, one_of
+from .commands import command, new_file
+from .data import one_of
 from .datasets import channel_statistics, load
 from .encoder import vit
 from .experiment import online_probe
@@ -44,7 +43,7 @@ from .ijepa import IJEPA
 from .normality import quadrature
 from .plain import PlainIJEPA, plain_masks, plain_predict
 from .predictor import Predictor
-from .recipes import LeJEPARecipe, build, recipe
+from .recipes import build, recipe
 from .runs import Run, machine
 from .sampler import MultiBlock
 from .sigreg import sigreg
@@ -532,8 +531,11 @@ def jepa_lit_bench(
 ) -> dict:  # the figures
     "Measure speed as ratios within one run, and print them as a table."
     names = list(PARTS) if part == 'all' else [one_of(part, PARTS, 'part')]
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads: a number of at least 1 expected, got {threads}")
     if threads:
         torch.set_num_threads(threads)
+    place = out and new_file(out)  # refused at once
     began = time.monotonic()
     results = {}
     for name in tqdm(names, desc='parts'):
@@ -545,8 +547,7 @@ def jepa_lit_bench(
         results[name] = PARTS[name](**given)
     told = dict(machine(began), quick=quick, **results)
     print(ratio_table(results))
-    if out:
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(out) as tmp:
+    if place:
+        with atomic_write(place) as tmp:
             tmp.write_text(json.dumps(told, indent=2) + '\n')
     return told

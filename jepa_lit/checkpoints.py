@@ -272,12 +272,15 @@ def locked(
     "A folder for oneself, until the block ends or the process dies; again inside itself it does nothing."
     path = Path(folder).resolve() / '.lock'
     if path.is_symlink() or path.exists() and not path.is_file():
-        raise ValueError(f"{path}: a plain file is expected")
+        raise ValueError(f"{path}: a plain file is expected, this is a link, a folder or a pipe")
     lock = filelock.FileLock(path, timeout=0, is_singleton=True, on_acquired=_sign)
     try:
         lock.acquire()
     except filelock.Timeout:
-        who = read_text(path).strip() or 'another process'
+        who = ''
+        with contextlib.suppress(OSError):  # Windows lets nobody read it
+            who = read_text(path).strip()
+        who = who or 'another process'
         raise ValueError(f"{folder} is in use by {who}: two runs cannot share a folder") from None
     except OSError as e:
         warnings.warn(f"{folder} cannot be locked ({e.strerror}): see to it that no other run uses it")
@@ -290,4 +293,5 @@ def locked(
 def _sign(fd):
     "Write into a lock's file who holds it"
     os.ftruncate(fd, 0)
-    os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+    os.lseek(fd, 0, os.SEEK_SET)
+    os.write(fd, f"process {os.getpid()} on {socket.gethostname()}".encode())

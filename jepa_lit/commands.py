@@ -134,7 +134,8 @@ def meant(
     flag, _, value = re.sub('^[-\u2010-\u2015\u2212]+', '--', word).partition('=')
     name = flag[2:].replace('-', '_')
     if not flag.startswith('--'):
-        return _word(word) if _word(word).split()[0][2:] in known else ''
+        hint = _word(word)
+        return hint if hint.split()[0][2:] in known else ''
     if name in known:
         return f'--{name}' if known[name].default is not inspect.Parameter.empty else f'{name} without --'
     if 'set' in known and name in _field_names():
@@ -221,7 +222,7 @@ def advise(
 CODES = {
     Signalled: 75,
     KeyboardInterrupt: 130,
-    **dict.fromkeys((ValueError, TypeError, OSError, FloatingPointError, MemoryError), 2),
+    **dict.fromkeys((ValueError, TypeError, OSError, ImportError, FloatingPointError, MemoryError), 2),
 }  # the exit code of an error; 1 for all others
 
 

@@ -357,7 +357,8 @@ class Machine:
 
     def __post_init__(self):
         for name, v in vars(self).items():
-            if name not in ('name', 'tree') and not 0 < v < math.inf:
+            number = isinstance(v, (int, float)) and 0 < v < math.inf
+            if name not in ('name', 'tree') and not number:
                 raise ValueError(f"Machine: expected {name} as a positive number, got {v!r}")
 
     def bandwidth(

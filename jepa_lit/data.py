@@ -61,10 +61,12 @@ def pick(
     index: Tensor | np.ndarray | Sequence,  # indices, or a mask
 ) -> Tensor | tuple | list | None:  # of the same kind; None stays None
     "The entries at some indices, or where a mask is true"
+    if rows is None:
+        return None
     index = torch.as_tensor(index, device='cpu')
     index = index.nonzero()[:, 0] if index.dtype == torch.bool else index.long()
-    if rows is None or isinstance(rows, Tensor):
-        return rows if rows is None else rows[index]
+    if isinstance(rows, Tensor):
+        return rows[index]
     return type(rows)(rows[i] for i in index.tolist())
 
 # %% ../nbs/01_data.ipynb #6406266c
@@ -84,7 +86,8 @@ class ImageSet:
         "Refuse labels or names that do not belong to the images"
         kind = getattr(self.labels, 'dtype', type(self.labels).__name__)
         if self.labels is not None and (kind != torch.int64 or self.labels.ndim != 1):
-            raise ValueError(f'labels must be an int64 tensor (n), got {kind}')
+            shape = tuple(getattr(self.labels, 'shape', ()))
+            raise ValueError(f'labels must be an int64 tensor (n), got {kind} {shape}')
         for what in ('labels', 'names'):
             given = getattr(self, what)
             if given is not None and len(given) != len(self):

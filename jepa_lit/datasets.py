@@ -103,7 +103,7 @@ SETS = dict(
 )
 
 # %% ../nbs/03_datasets.ipynb #64779944
-LOADERS = {}  # name -> function (root, size, split_seed, cache_gb, workers) -> Splits
+LOADERS = {}  # name -> function (root, size, split_seed, cache_gb, workers[, levels]) -> Splits
 
 
 def load(

@@ -34,7 +34,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from .data import Images, ImageSet, about, pick, printable, shorten, tensor_digest
+from .data import Images, ImageSet, about, printable, shorten, tensor_digest
 
 # %% ../nbs/02_files.ipynb #108493e5
 def _black_and_white(x: np.ndarray) -> tuple[float, float]:
@@ -128,7 +128,7 @@ def open_plain(
 ) -> IO:  # text is UTF-8
     "Open a file that is a plain file, without waiting for a pipe and without writing through a link"
     careful = getattr(os, 'O_NONBLOCK', 0)
-    if not mode.startswith('r'):
+    if mode.strip('bt') != 'r':
         careful |= getattr(os, 'O_NOFOLLOW', 0)
     try:
         encoding = None if 'b' in mode else 'utf-8'
@@ -143,9 +143,11 @@ def open_plain(
 def _open(careful: int, path: str, flags: int) -> int:
     "The descriptor of a plain file"
     fd = os.open(path, flags & ~os.O_TRUNC | careful, 0o666)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    kind = os.fstat(fd).st_mode
+    if not stat.S_ISREG(kind):
         os.close(fd)
-        raise ValueError(f'{path}: a plain file is expected')
+        got = 'a folder' if stat.S_ISDIR(kind) else 'a pipe or a device'
+        raise ValueError(f'{path}: a plain file is expected, this is {got}')
     if flags & os.O_TRUNC:
         os.ftruncate(fd, 0)
     return fd
@@ -153,7 +155,7 @@ def _open(careful: int, path: str, flags: int) -> int:
 # %% ../nbs/02_files.ipynb #4723af55
 def read_text(
     path: str | Path,  # a plain file
-) -> str:  # its text; bytes that are none become marks
+) -> str:  # its text; bytes that are not UTF-8 become U+FFFD
     "A text in UTF-8"
     with open_plain(path, 'rb') as file:
         return file.read().decode('utf-8', 'replace')
@@ -482,8 +484,8 @@ def atomic_write(
         os.replace(tmp, path)
         sync(path.parent)
     except OSError as e:
-        if e.errno is None:
-            raise
+        if e.errno is None or str(e.filename) not in ('None', str(tmp)):
+            raise  # of another file
         raise OSError(e.errno, e.strerror, str(path)) from None  # not the temporary name, and not none
     finally:
         tmp.unlink(missing_ok=True)
@@ -581,6 +583,8 @@ def decode(
     threads: int = 0,  # which decode, 0 for one a core
 ) -> tuple[Images, str]:  # the readable ones; a note on the cache, and on why others are not
     "Images on disk become images in memory: decoded now, or found in the cache"
+    if files.per_image != Files.per_image:  # shards, whose paths are not those of images
+        raise TypeError(f'decode: images on disk, a file each, expected, got {type(files).__name__}')
     path = _cache_file(files)
     cached = _from_cache(path, len(files))
     pixels, bad = cached or _decode_all(files, threads)

@@ -9,7 +9,7 @@ __all__ = ['STOPPED', 'PATIENCE', 'find_interface', 'launch', 'count_processes',
 # %% ../nbs/61_launch.ipynb #260595ad
 import argparse, contextlib, importlib, io, ipaddress, logging, os, re, shlex, shutil, signal, socket
 import subprocess, sys, time, types, uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 import cloudpickle, psutil, torch, torch.distributed as dist
 from torch.distributed import run

@@ -100,7 +100,10 @@ def keep_signals(
     if threading.current_thread() is not threading.main_thread():  # which alone may set them
         yield
         return
-    handlers = {s: signal.getsignal(s) for s in signal.Signals if s.name in ENDING}
+    known = {s: signal.getsignal(s) for s in signal.Signals if s.name in ENDING}
+    handlers = {
+        s: handler for s, handler in known.items() if handler is not None
+    }  # None: not of Python's making
     for s, handler in handlers.items():
         if default and callable(handler):
             signal.signal(s, signal.SIG_DFL)

@@ -101,9 +101,8 @@ def sincos_2d(
     omega = 10000 ** (-torch.arange(dim // 4, dtype=torch.float64, device='cpu') / (dim // 4))
     r, s = torch.meshgrid(*(torch.arange(n, device='cpu') for n in (rows, cols)), indexing='ij')
     angles = [a.reshape(-1, 1) * omega for a in (s, r)]  # the column first; each (n d/4)
-    return torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], 1).to(
-        torch.get_default_device(), torch.float32
-    )
+    angles = torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], 1)
+    return angles.to(torch.empty(0).device, torch.float32)  # torch 2.6's get_default_device knows no `with`
 
 # %% ../nbs/10_patches.ipynb #2271f0b8
 def resize_positions(

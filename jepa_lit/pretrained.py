@@ -240,7 +240,7 @@ def match_state(
     report = Report(**_compare(own, state), resized=resized, notes=notes + found)
     if strict and report.faults:
         raise ValueError(f"the checkpoint does not fit: {'; '.join(report.faults)}")
-    if next(iter(own.values())).is_meta:
+    if any(x.is_meta for x in own.values()):
         module.to_empty(device='cpu')
     module.load_state_dict({k: state[k] for k in report.loaded}, strict=False)
     return report

@@ -10,7 +10,7 @@ __all__ = ['METHODS', 'IDLE', 'RECIPES', 'PAPERS', 'MOST', 'Recipe', 'LeJEPAReci
 # %% ../nbs/53_recipes.ipynb #5d7127cd
 import contextlib, functools, hashlib, json, os, typing
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 import msgspec

@@ -8,7 +8,6 @@ __all__ = ['Natural', 'Positive', 'FORMAT', 'FREE', 'FILES', 'Options', 'read_op
 
 # %% ../nbs/54_runs.ipynb #2bd6a443
 import contextlib, hashlib, json, os, platform, shlex, shutil, subprocess, sys, time, typing, warnings, zlib
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal

@@ -16,7 +16,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from .archives import Survey, decode_sample, held_out, mark, open_shard, stamp, survey
-from .data import Images, Splits, generator, one_of, split, tensor_digest
+from .data import Images, Splits, about, generator, one_of, split, tensor_digest
 from .datasets import LOADERS, choose_levels
 from .files import Files, Levels, find_levels
 
@@ -91,13 +91,16 @@ class Shards(Files):
         if batch < 1 or start < 0:
             raise ValueError(f'batch of at least 1 and start of at least 0 expected, got {batch} and {start}')
         if len(self) < batch:
-            raise ValueError(f'a batch of {batch} is larger than the data, {len(self)} images')
+            raise about(
+                ValueError(f'a batch of {batch} is larger than the data, {len(self)} images'), 'batch'
+            )
         first, last = rows(batch) if rows else (0, batch)
         lanes = _Lanes(self, batch, seed, start, first, last)
         workers = min(workers, len(lanes.mine))
         own = torch.Generator()  # a loader draws from the global one otherwise
         loader = DataLoader(lanes, batch_size=None, num_workers=workers, generator=own)
-        parts = iter(loader)
+        with torch.device('cpu'):  # whatever the default is
+            parts = iter(loader)
         while True:
             joined = []
             for pixels, skipped, fault in itertools.islice(parts, max(1, workers)):

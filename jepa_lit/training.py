@@ -132,7 +132,11 @@ def device() -> torch.device:  # where to train
     found = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
     asked = os.environ.get('JEPA_LIT_DEVICE') or found
     one_of(asked.split(':')[0], dict.fromkeys(['cpu', found]), 'device in JEPA_LIT_DEVICE')
-    return torch.device(asked)
+    try:
+        return torch.device(asked)
+    except RuntimeError:
+        said = f"JEPA_LIT_DEVICE: a device such as {found} or {found}:0 expected, got {asked}"
+        raise ValueError(said) from None
 
 # %% ../nbs/51_training.ipynb #f7e49d78
 def precision(
@@ -447,7 +451,8 @@ def _run(state, ends, rows, how):
     state.start = state.step
     state.began = time.monotonic()
     source = _source(state)
-    ends.callback(getattr(source, 'close', int))
+    if hasattr(source, 'close'):
+        ends.callback(source.close)
     while state.step < state.steps and not state.status:
         _call(state, 'before_step')
         _step(state, next(source, None), rows, how)

@@ -932,7 +932,9 @@ def test_advice_is_found_by_key_or_class():
     code = '\n'.join(p.read_text() for p in Path(commands.__file__).parent.glob('*.py'))
     carried = set(re.findall(r"about\((?:[^()]|\([^()]*(?:\([^()]*\)[^()]*)*\))*?, '([a-z ]+)'", code))
     keys = {key for key in ADVICE if isinstance(key, str)}
-    assert carried - {'exists', 'image'} <= keys, carried - keys  # an image's words are counted, not typed against
+    assert carried - {'exists', 'image'} <= keys, (
+        carried - keys
+    )  # an image's words are counted, not typed against
     assert keys - carried <= {'shards', 'whole'}, keys - carried  # these two are made from a word
     for key in ADVICE:
         error = about(ValueError('a fact'), key, 'a b') if isinstance(key, str) else key('a fact')

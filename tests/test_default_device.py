@@ -140,5 +140,8 @@ def test_what_the_library_makes_says_where():
     assert not bare
 
 
-ON_THE_DEFAULT = {'torch.empty(1, 1, width)'}  # a parameter, which lies with its module
+ON_THE_DEFAULT = {  # a parameter, which lies with its module; and positions, which lie with theirs
+    'torch.empty(1, 1, width)',
+    'torch.empty(0)',
+}
 ELSEWHERE = set('cost bench data datasets files probes'.split())  # data: a context says it
