@@ -399,7 +399,7 @@ def choose_levels(
 
 def _load_folder(root, size, split_seed, cache_gb, workers, levels=None, name='folder', titles={}) -> Splits:
     "A folder of images: decoded once into the cache where it fits, else streamed"
-    if root is None:
+    if not root:
         raise ValueError(f'data set {name!r} needs root, the folder of images')
     root = existing_folder(root)
     found, others = survey_folder(root)

@@ -288,6 +288,11 @@ class Files(ImageSet):
     per_image = ('paths', 'labels', 'names')
     where = 'on disk'
 
+    def __post_init__(self):
+        if isinstance(self.paths, str):
+            raise TypeError(f'paths: a list of files expected, got {self.paths!r}')
+        super().__post_init__()
+
     def __len__(self):
         return len(self.paths)
 
@@ -420,10 +425,8 @@ def survey_folder(
             found.append(os.path.relpath(path, root).replace(os.sep, '/'))
     others = shorten([f'{count} {kind}' for kind, count in left.most_common() if count], 20)
     if not found:
-        known = f'known are {" ".join(ENDINGS)}'
-        raise ValueError(
-            f'{printable(str(root))}: no images among {sum(left.values())} files ({others}; {known})'
-        )
+        known = '; '.join([*filter(None, [others]), f'known are {" ".join(ENDINGS)}'])
+        raise ValueError(f'{printable(str(root))}: no images among {sum(left.values())} files ({known})')
     return sorted(found), others
 
 # %% ../nbs/02_files.ipynb #bf2ce6d9

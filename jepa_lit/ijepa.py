@@ -140,6 +140,8 @@ class IJEPA(nn.Module):
         batch: Batch,  # as from `prepare`
     ) -> tuple[Tensor, dict[str, Tensor]]:  # the loss, and for the log its parts and `baselines`
         "One training step."
+        if isinstance(batch, Tensor):
+            raise TypeError(f"expected images and masks as `prepare` gives them, got {tuple(batch.shape)}")
         images, masks = batch
         x = self.normalize_images(images)
         masks = masks.to(x.device)

@@ -424,6 +424,10 @@ def fit(
     clip: int | float | None = None,  # largest norm of the gradient; no limit by default
 ) -> TrainState:  # with its status, step and metrics
     "Train a method."
+    lacks = [name for name in ('prepare', 'after_step') if not hasattr(method, name)]
+    if lacks:
+        said = f"got {type(method).__name__} without {lacks[0]}"
+        raise TypeError(f"expected a method with prepare, forward and after_step, {said}")
     model = parallel.wrap(method.to(parallel.device))
     parts = method, batches, optimizer, steps, [*callbacks], seed, parallel, model, method
     state = TrainState(*parts, precision)
@@ -461,6 +465,10 @@ def _run(state, ends, rows, how):
 
 def _step(state, pixels, rows, how):
     "A step, once its images are there; the seeds of all that is random in it are its number's"
+    if pixels is None:
+        raise TypeError(
+            f"expected a batch of images for each of {state.steps} steps, got none at step {state.step}"
+        )
     if not isinstance(pixels, Tensor):
         said = f"got {type(pixels).__name__} at step {state.step}"
         raise TypeError(f"expected a batch of images as a tensor, {said}")

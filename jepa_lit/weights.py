@@ -75,7 +75,8 @@ def find_part(
     what = usual.removeprefix('target_')
     roots = {name[: found.start()] for name in state if (found := re.search(rf'(?<![^.]){first}$', name))}
     if not roots:
-        raise ValueError(f"expected an I-JEPA {what}, got other tensors: {shorten(list(state), 3)}")
+        got = f'other tensors: {shorten(list(state), 3)}' if state else 'no tensors'
+        raise ValueError(f"expected an I-JEPA {what}, got {got}")
     if prefix is not None:
         wanted = {root for root in roots if root.rstrip('.') == prefix.rstrip('.')}
     else:

@@ -68,7 +68,7 @@ def test_what_fit_refuses(unchecked):
     method, other = fresh(), fresh()
     with pytest.raises(ValueError, match="parameters that are not the method's"):
         fit(method, stream(data, 32), adamw(other), 1)
-    with pytest.raises(TypeError, match='got NoneType at step 2'):
+    with pytest.raises(TypeError, match='got none at step 2'):
         fit(method, take(stream(data, 32), 2), adamw(method), 3)
     with pytest.raises(TypeError, match='got tuple at step 0'):
         fit(method, [(data.pixels[:4], data.labels[:4])], adamw(method), 1)
