@@ -368,7 +368,7 @@ def test_lock(tmp_path):
     c = checkpoints()
     code = f"""import filelock, os, time
 lock = filelock.FileLock({str(tmp_path / '.lock')!r}); lock.acquire(); open(lock.lock_file, 'w').write(f'process {{os.getpid()}} on here')
-if os.fork(): print('mine', flush=True)
+if not os.fork(): print('mine', flush=True)  # the child, which has let go of the lock by then
 time.sleep(60)"""  # what `locked` does, without the seconds that torch takes to import
     p = subprocess.Popen(
         [sys.executable, '-c', code], stdout=subprocess.PIPE, text=True, start_new_session=True
